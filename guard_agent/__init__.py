@@ -1,0 +1,141 @@
+"""
+Telemetry agent for web apps protected by the Guard middlewares.
+
+Applications use the first group of names, plugins the second. Importing has no effect beyond
+defining them: no thread starts, no plugin is loaded, nothing is read.
+"""
+
+from __future__ import annotations
+
+from guard_agent._version import __version__
+from guard_agent.client import GuardAgentHandler, SyncGuardAgentHandler, guard_agent
+from guard_agent.core.config import AgentConfig, check_endpoint
+from guard_agent.core.errors import (
+    BufferFullError,
+    ConfigurationError,
+    EncryptionConfigError,
+    GuardAgentError,
+)
+from guard_agent.core.helpers import (
+    generate_batch_id,
+    get_current_timestamp,
+    hash_ip,
+    sanitize_headers,
+    truncate_payload,
+    validate_config,
+)
+from guard_agent.core.hookspecs import hookimpl
+from guard_agent.core.interfaces import (
+    Accepted,
+    Appended,
+    Batch,
+    BufferStore,
+    DeadLetter,
+    DestinationDepth,
+    Enricher,
+    EnrichFunction,
+    FetchResult,
+    Fields,
+    Kind,
+    Lease,
+    Level,
+    Partial,
+    Paused,
+    PluginContext,
+    PluginSettings,
+    Priority,
+    Record,
+    Reject,
+    Retry,
+    RuleSet,
+    RuleSource,
+    SendResult,
+    Stage,
+    TooLarge,
+    Transport,
+    Unchanged,
+)
+from guard_agent.core.logs import setup_agent_logging
+from guard_agent.core.models import (
+    AgentStatus,
+    DynamicRules,
+    EventBatch,
+    SecurityEvent,
+    SecurityMetric,
+)
+from guard_agent.core.protocols import AgentHandlerProtocol, RedisHandlerProtocol
+
+__all__ = [
+    # for applications
+    "guard_agent",
+    "GuardAgentHandler",
+    "SyncGuardAgentHandler",
+    "AgentConfig",
+    "SecurityEvent",
+    "SecurityMetric",
+    "DynamicRules",
+    "AgentStatus",
+    "EventBatch",
+    "GuardAgentError",
+    "BufferFullError",
+    "ConfigurationError",
+    "EncryptionConfigError",
+    "AgentHandlerProtocol",
+    "RedisHandlerProtocol",
+    "generate_batch_id",
+    "get_current_timestamp",
+    "hash_ip",
+    "sanitize_headers",
+    "truncate_payload",
+    "validate_config",
+    "setup_agent_logging",
+    "__version__",
+    # for plugins
+    "hookimpl",
+    "Transport",
+    "BufferStore",
+    "RuleSource",
+    "Enricher",
+    "PluginSettings",
+    "PluginContext",
+    "check_endpoint",
+    "Kind",
+    "Fields",
+    "Priority",
+    "Record",
+    "Batch",
+    "SendResult",
+    "Accepted",
+    "Partial",
+    "Retry",
+    "Reject",
+    "TooLarge",
+    "Paused",
+    "FetchResult",
+    "RuleSet",
+    "Unchanged",
+    "Lease",
+    "Appended",
+    "DestinationDepth",
+    "DeadLetter",
+    "Level",
+    "Stage",
+    "EnrichFunction",
+]
+
+_REPLACED = {
+    "EventBuffer": "the seam guard_agent.BufferStore; choose one with AgentConfig(store=...)",
+    "BufferProtocol": "the seam guard_agent.BufferStore",
+    "HTTPTransport": "the plugin guard-agent-http; choose it with AgentConfig(transports=['http'])",
+    "TransportProtocol": "the seam guard_agent.Transport",
+    "RateLimiter": "the setting AgentConfig.max_requests_per_second",
+    "CircuitBreaker": "the core's delivery, which every transport gets without asking",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _REPLACED:
+        msg = f"guard_agent.{name} was part of 3.x; it is replaced by {_REPLACED[name]}"
+        raise AttributeError(msg)
+    msg = f"module 'guard_agent' has no attribute {name!r}"
+    raise AttributeError(msg)

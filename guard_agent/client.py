@@ -1,0 +1,306 @@
+"""
+The two faces of the agent: awaitable for ASGI, blocking for WSGI. Both serve the same engine.
+
+`guard_agent` is what the Guard adapters call. There is one agent per process; it lives here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Coroutine, Generator
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from guard_agent.core.agent import STOP_SLACK, Agent
+
+if TYPE_CHECKING:
+    from guard_agent.core.config import AgentConfig
+    from guard_agent.core.interfaces import Kind
+    from guard_agent.core.models import AgentStatus, DynamicRules
+
+logger = logging.getLogger("guard_agent")
+
+_LOOK_TIMEOUT = 0.5
+
+
+class _Done(Coroutine[Any, Any, None]):
+    """
+    A coroutine that has nothing left to do.
+
+    Taking a record is done when the call returns, so that it also happens when the caller forgets
+    to await; what is returned can be awaited, or made a task, and costs no new object.
+    """
+
+    def send(self, value: object) -> NoReturn:  # noqa: ARG002 - the interface of a coroutine
+        raise StopIteration
+
+    def throw(self, *error: Any) -> NoReturn:
+        raise error[0]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return iter(())  # type: ignore[return-value]
+
+
+_DONE = _Done()
+
+
+class GuardAgentHandler:
+    """The agent for code that runs on an event loop. May be used from several loops."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._agent = _agent_for(config)
+
+    @property
+    def config(self) -> AgentConfig:
+        """The configuration in force."""
+        return self._agent.config
+
+    def send_event(self, event: Any) -> Coroutine[Any, Any, None]:
+        """
+        Take a security event: a `SecurityEvent`, a mapping, or any object with its fields.
+
+        Done when the call returns, awaited or not. Never raises and never blocks; what is no
+        event is dropped and counted.
+
+        Raises:
+            BufferFullError: only with ``buffer_overflow_policy="raise"``.
+        """
+        return self._take("event", event) if self._agent.config.enable_events else _DONE
+
+    def send_metric(self, metric: Any) -> Coroutine[Any, Any, None]:
+        """Take a metric; as `send_event`."""
+        return self._take("metric", metric) if self._agent.config.enable_metrics else _DONE
+
+    def _take(self, kind: Kind, source: Any) -> Coroutine[Any, Any, None]:
+        refused = self._agent.record(kind, source)
+        return _DONE if refused is None else self._agent.await_room(refused)
+
+    async def start(self) -> None:
+        """Start the background work. Returns at once; optional, the first record does it too."""
+        self._agent.start()
+
+    async def stop(self) -> None:
+        """Deliver what can be delivered within ``stop_timeout`` and end. Idempotent."""
+        await _within(self._agent.stop(), self._agent.config.stop_timeout + STOP_SLACK)
+
+    async def close(self) -> None:
+        """The same as `stop`."""
+        await self.stop()
+
+    async def flush_buffer(self) -> None:
+        """
+        Send now what was taken so far.
+
+        Returns when it is delivered, or when the collector makes the agent wait, or after
+        ``timeout`` seconds. Nothing is lost either way.
+        """
+        await _within(self._agent.flush(), self._agent.config.timeout)
+
+    async def get_dynamic_rules(self) -> DynamicRules | None:
+        """
+        The last good set of rules, or None. Never raises.
+
+        The very first call waits up to two seconds for the collector's first answer, without
+        holding up the loop; all others answer from memory.
+        """
+        rules = self._agent.rules()
+        if rules is None:
+            await _within(self._agent.first_rules(), self._agent.config.timeout)
+            rules = self._agent.rules()
+        return rules
+
+    async def health_check(self) -> bool:
+        """Whether records are taken and at least one destination can be reached."""
+        return self._agent.healthy()
+
+    async def get_status(self) -> AgentStatus:
+        """How the agent is; ``destinations`` has the books of each."""
+        await _within(self._agent.look(), _LOOK_TIMEOUT)
+        return self._agent.status()
+
+    def get_stats(self) -> dict[str, Any]:
+        """Numbers, from memory."""
+        return self._agent.stats()
+
+    async def initialize_redis(self, redis_handler: Any) -> None:
+        """Learn of the Redis of the host application."""
+        self._agent.note_redis(redis_handler)
+
+
+class SyncGuardAgentHandler:
+    """The agent for code without an event loop. Taking a record never waits for another thread."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._agent = _agent_for(config)
+
+    @property
+    def config(self) -> AgentConfig:
+        """The configuration in force."""
+        return self._agent.config
+
+    def send_event(self, event: Any) -> None:
+        """
+        Take a security event; see `GuardAgentHandler.send_event`.
+
+        With ``buffer_overflow_policy="block"`` it waits for room up to ``block_timeout``, but
+        never in a thread in which an event loop runs: there the record is dropped and counted.
+        """
+        if self._agent.config.enable_events:
+            self._take("event", event)
+
+    def send_metric(self, metric: Any) -> None:
+        """Take a metric; as `send_event`."""
+        if self._agent.config.enable_metrics:
+            self._take("metric", metric)
+
+    def _take(self, kind: Kind, source: Any) -> None:
+        refused = self._agent.record(kind, source)
+        if refused is not None:
+            self._agent.block_until_room(refused, wait=not _loop_runs_here())
+
+    def start(self) -> None:
+        """Start the background work. Returns at once; optional, the first record does it too."""
+        self._agent.start()
+
+    def stop(self) -> None:
+        """Deliver what can be delivered within ``stop_timeout`` and end. Idempotent."""
+        _result(self._agent.stop(), self._agent.config.stop_timeout + STOP_SLACK)
+
+    def close(self) -> None:
+        """The same as `stop`."""
+        self.stop()
+
+    def flush_buffer(self) -> None:
+        """Send now what was taken so far; see `GuardAgentHandler.flush_buffer`."""
+        _result(self._agent.flush(), self._agent.config.timeout)
+
+    def get_dynamic_rules(self) -> DynamicRules | None:
+        """The last good set of rules, or None. Answers from memory, never raises, never waits."""
+        return self._agent.rules()
+
+    def health_check(self) -> bool:
+        """Whether records are taken and at least one destination can be reached."""
+        return self._agent.healthy()
+
+    def get_status(self) -> AgentStatus:
+        """How the agent is; ``destinations`` has the books of each."""
+        _result(self._agent.look(), _LOOK_TIMEOUT)
+        return self._agent.status()
+
+    def get_stats(self) -> dict[str, Any]:
+        """Numbers, from memory."""
+        return self._agent.stats()
+
+    def initialize_redis(self, redis_handler: Any) -> None:
+        """Learn of the Redis of the host application."""
+        self._agent.note_redis(redis_handler)
+
+
+def guard_agent(config: AgentConfig) -> Any:
+    """
+    The agent of this process.
+
+    Returns:
+        A `GuardAgentHandler` when an event loop runs in this thread, otherwise a
+        `SyncGuardAgentHandler`. Calling again gives the same agent.
+
+    Raises:
+        ConfigurationError: the agent cannot be composed as configured; names every problem.
+    """
+    face = GuardAgentHandler if _loop_runs_here() else SyncGuardAgentHandler
+    agent = _agent_for(config)
+    return _process.face(face, agent, config)
+
+
+class _Process:
+    """The one agent of the process, and its two faces."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.agent: Agent | None = None
+        self.given: AgentConfig | None = None
+        self.warned = False
+        self._faces: dict[type[Any], Any] = {}
+
+    def face(self, face: type[Any], agent: Agent, config: AgentConfig) -> Any:
+        known = self._faces.get(face)
+        if known is None or known._agent is not agent:  # noqa: SLF001 - both are of this module
+            known = self._faces[face] = face(config)
+        return known
+
+
+_process = _Process()
+
+
+def _agent_for(config: AgentConfig) -> Agent:
+    """The agent of the process; composed at the first call, and again after a stop."""
+    with _process.lock:
+        agent = _process.agent
+        if agent is not None and (not agent.stopped or config == _process.given):
+            if config != _process.given and not _process.warned:
+                _process.warned = True
+                logger.warning(
+                    "guard_agent() was called with another configuration: the first one stays in "
+                    "force until stop(). Different: %s",
+                    ", ".join(_differences(config, _process.given)),
+                )
+            return agent
+        # Imported here, so that `import guard_agent` does not pay for what only a start needs.
+        from guard_agent.core.composition import compose  # noqa: PLC0415
+        from guard_agent.core.configfile import resolve  # noqa: PLC0415
+
+        if agent is None and hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forget)
+        agent = Agent(compose(resolve(config)))
+        _process.agent, _process.given, _process.warned = agent, config, False
+        return agent
+
+
+def _differences(one: AgentConfig, other: AgentConfig | None) -> list[str]:
+    return [
+        name
+        for name in type(one).model_fields
+        if other is None or getattr(one, name) != getattr(other, name)
+    ]
+
+
+def _forget() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    _process.lock = threading.Lock()
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _within(future: Future[Any], timeout: float) -> None:
+    try:
+        await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+    except asyncio.TimeoutError:
+        logger.debug("the agent did not answer within %.1f s", timeout)
+    except asyncio.CancelledError:
+        # Either our caller is cancelled, which goes on, or the agent ended before it answered.
+        if not future.cancelled():
+            raise
+    except Exception:
+        logger.exception("the agent failed")
+
+
+def _result(future: Future[Any], timeout: float) -> None:
+    try:
+        future.result(timeout)
+    except (FutureTimeoutError, CancelledError, asyncio.CancelledError):
+        logger.debug("the agent did not answer within %.1f s", timeout)
+    except Exception:
+        logger.exception("the agent failed")

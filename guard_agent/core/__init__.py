@@ -1,0 +1,1 @@
+"""The core: seams, composition, pipeline and delivery. Plugins import from `guard_agent` only."""

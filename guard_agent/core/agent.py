@@ -1,0 +1,533 @@
+"""
+The agent: what the handlers of the public interface talk to.
+
+Thread safe, and usable from any number of event loops. One run lasts from the first record (or
+``start``) to ``stop``; a fork begins a new one in the child, which shares nothing with the
+parent's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from concurrent.futures import Future
+from contextlib import suppress
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from guard_agent.core.delivery import Destination
+from guard_agent.core.engine_link import update_rule_managers
+from guard_agent.core.errors import BufferFullError
+from guard_agent.core.gate import Gate, GateState
+from guard_agent.core.interfaces import DestinationDepth, Record
+from guard_agent.core.ledger import DropReason, Ledger
+from guard_agent.core.models import AgentStatus
+from guard_agent.core.pipeline import Pipeline
+from guard_agent.core.ring import Ring
+from guard_agent.core.rules import RuleKeeper, cache_path
+from guard_agent.core.worker import Worker, inside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from guard_agent.core.composition import Plan
+    from guard_agent.core.config import AgentConfig
+    from guard_agent.core.interfaces import Kind
+    from guard_agent.core.ledger import Balance
+    from guard_agent.core.models import DynamicRules
+
+logger = logging.getLogger("guard_agent")
+
+STOP_SLACK = 0.1
+"""Seconds on top of the time to stop before a thread that does not end is left behind."""
+_FIRST_RULES_TIMEOUT = 2.0
+
+
+class _Run:
+    """Everything that lives from one start to the next stop."""
+
+    def __init__(self, plan: Plan, config: AgentConfig, on_error: Callable[..., None]) -> None:
+        components = plan.build()
+        names = tuple(transport.context.instance for transport in components.transports)
+        self.started_at = time.time()
+        self.ledger = Ledger(names)
+        self.pipeline = Pipeline(components.enrichers)
+        self.ring = Ring(
+            self.ledger,
+            max_records=config.max_buffer_records,
+            max_bytes=config.max_buffer_bytes,
+            wake_at=config.buffer_size,
+            watermark=config.high_watermark_ratio,
+            on_wake=self._wake,
+        )
+        self.gates: dict[str, Gate] = {}
+        books_lock = asyncio.Lock()
+        self.destinations = {
+            transport.context.instance: Destination(
+                transport,
+                components.store,
+                self._gate(transport.collector, config),
+                self.ledger.destinations[transport.context.instance],
+                max_records=config.max_batch_records,
+                max_bytes=config.max_batch_bytes,
+                books_lock=books_lock,
+                urgent=partial(self._urgent, transport.context.instance, config),
+                on_error=on_error,
+            )
+            for transport in components.transports
+        }
+        self.keepers = [
+            RuleKeeper(
+                source,
+                self._gate(source.collector, config),
+                cache_path(source.context.state_dir, source),
+                on_change=lambda _: update_rule_managers(),
+            )
+            for source in components.rules
+        ]
+        self.stopped: Future[None] | None = None
+        self._lock = threading.Lock()
+        self._started = False
+        self._thread_failed = False
+        self._eager_rules = config.project_id is not None
+        self.worker = Worker(
+            ring=self.ring,
+            ledger=self.ledger,
+            store=components.store,
+            destinations=list(self.destinations.values()),
+            keepers=self.keepers,
+            books_lock=books_lock,
+            buffer_size=config.buffer_size,
+            flush_interval=config.flush_interval,
+            status_interval=config.status_interval,
+            evict=config.buffer_overflow_policy == "drop",
+            status=self.status,
+        )
+
+    def _gate(self, collector: str, config: AgentConfig) -> Gate:
+        if collector not in self.gates:
+            self.gates[collector] = Gate(
+                rate=config.max_requests_per_second,
+                backoff=config.backoff_factor,
+                failure_threshold=config.retry_attempts + 1,
+            )
+        return self.gates[collector]
+
+    def _urgent(self, destination: str, config: AgentConfig) -> bool:
+        """Whether records will be dropped soon if this destination waits."""
+        depth = self.worker.depths[destination]
+        share = config.high_watermark_ratio
+        return (
+            self.ring.under_pressure()
+            or depth.pending >= share * config.max_buffer_records
+            or depth.bytes >= share * config.max_buffer_bytes
+        )
+
+    @property
+    def started(self) -> bool:
+        return self._started
+
+    def ensure_started(self) -> bool:
+        """Start the thread if it never was; returns whether there is one."""
+        if not self._started:
+            self._start_once()
+        return self._started
+
+    def _start_once(self) -> None:
+        with self._lock:
+            if self._started or self._thread_failed:
+                return
+            try:
+                self.worker.start()
+            except RuntimeError as error:
+                # No threads here, or the interpreter is ending. Said once; records stay bounded.
+                self._thread_failed = True
+                logger.error("guard-agent cannot start its thread, nothing is sent: %s", error)  # noqa: TRY400
+                return
+            self._started = True
+        if self._eager_rules:
+            self.worker.want_rules()
+
+    def _wake(self) -> None:
+        if self.ensure_started():
+            self.worker.wake()
+
+    # --- what is known about it -------------------------------------------------------------------
+
+    def balances(self, depths: Mapping[str, DestinationDepth]) -> dict[str, Balance]:
+        """The books of every destination; exact when ``depths`` come from `Worker.look`."""
+        with self.ring.locked():
+            waiting = len(self.ring)
+            return {
+                name: self.ledger.balance(name, waiting + depths[name].pending)
+                for name in self.destinations
+            }
+
+    def status(self, depths: Mapping[str, DestinationDepth]) -> AgentStatus:
+        """The status report."""
+        balances = self.balances(depths)
+        errors = []
+        down = 0
+        for name, destination in self.destinations.items():
+            gate = destination.gate
+            if gate.state in (GateState.OPEN, GateState.HALF_OPEN, GateState.PAUSED):
+                down += 1
+                errors.append(f"{name}: {gate.state.value}: {destination.books.last_error}")
+        if self.ring.under_pressure():
+            errors.append("the buffer is nearly full")
+        errors += [
+            f"rules from {keeper.name}: {keeper.last_error}"
+            for keeper in self.keepers
+            if keeper.last_error
+        ]
+        verdict: Literal["healthy", "degraded", "failed"] = "degraded" if errors else "healthy"
+        if down == len(self.destinations) and self.ring.under_pressure():
+            verdict = "failed"
+        last = [b.last_success for b in self.ledger.destinations.values() if b.last_success]
+        first = next(iter(balances.values()))
+        report = AgentStatus(
+            timestamp=datetime.now(timezone.utc),
+            status=verdict,
+            uptime=time.time() - self.started_at,
+            events_sent=next(iter(self.ledger.destinations.values())).delivered_events,
+            events_failed=sum(first.dropped.values()) + first.buried,
+            buffer_size=max(balance.pending for balance in balances.values()),
+            last_flush=datetime.fromtimestamp(max(last), timezone.utc) if last else None,
+            errors=errors,
+        )
+        extra: dict[str, Any] = {
+            "level": self.worker.level.value,
+            "destinations": {
+                name: self._destination(name, balances[name], depths[name])
+                for name in self.destinations
+            },
+        }
+        return report.model_copy(update=extra)
+
+    def _destination(self, name: str, balance: Balance, depth: DestinationDepth) -> dict[str, Any]:
+        destination, books = self.destinations[name], self.ledger.destinations[name]
+        oldest = [time_ for time_ in (depth.oldest, self.ring.oldest) if time_ is not None]
+        return {
+            "accepted": balance.accepted,
+            "delivered": balance.delivered,
+            "dropped": balance.dropped,
+            "buried": balance.buried,
+            "pending": balance.pending,
+            "pending_bytes": depth.bytes + self.ring.bytes,
+            "oldest_seconds": round(time.time() - min(oldest), 3) if oldest else None,
+            "requests": books.requests,
+            "failures": books.failures,
+            "breaker": destination.gate.state.value,
+            "last_error": books.last_error,
+        }
+
+
+class Agent:
+    """
+    Takes records, and starts, flushes, stops and describes the work in the background.
+
+    Nothing here waits for that work, besides the futures it returns.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.config = plan.config
+        self._lock = threading.Lock()
+        self._run: _Run | None = None
+        self._redis_noted = False
+        self._error_callback_failed = False
+        self._evict = self.config.buffer_overflow_policy == "drop"
+        self._current()
+        _agents.add(self)
+        _register_hooks()
+
+    # --- records ----------------------------------------------------------------------------------
+
+    def record(self, kind: Kind, source: Any) -> Record | None:
+        """
+        Take a record without waiting. Never raises, but for the policy ``raise``.
+
+        Returns:
+            None, or with the policy ``block`` the record for which there is no room: the caller
+            passes it to `block_until_room` or `await_room`.
+
+        Raises:
+            BufferFullError: there is no room and the policy is ``raise``.
+        """
+        run = self._run or self._current()
+        if getattr(inside, "agent", False):
+            run.ring.drop(DropReason.INTERNAL)
+            return None
+        inside.agent = True
+        try:
+            record = run.pipeline.encode(kind, source)
+        finally:
+            inside.agent = False
+        if not isinstance(record, Record):
+            run.ring.drop(record)
+            return None
+        if run.ring.put(record, evict=self._evict):
+            return None
+        if self.config.buffer_overflow_policy == "block":
+            return record
+        run.ring.drop(DropReason.OVERFLOW)
+        msg = (
+            f"the buffer holds {len(run.ring)} records and {run.ring.bytes} bytes, and "
+            "buffer_overflow_policy is 'raise'"
+        )
+        raise BufferFullError(msg)
+
+    def block_until_room(self, record: Record, *, wait: bool = True) -> None:
+        """Have the calling thread wait for room, ``block_timeout`` at most; then drop."""
+        run = self._current()
+        deadline = time.monotonic() + (self.config.block_timeout if wait else 0)
+        while not run.ring.put(record, evict=False):
+            if (left := deadline - time.monotonic()) <= 0:
+                run.ring.drop(DropReason.OVERFLOW)
+                return
+            run.ring.wait_for_room(left)
+
+    async def await_room(self, record: Record) -> None:
+        """The same for a coroutine: its loop runs on meanwhile."""
+        run = self._current()
+        deadline = time.monotonic() + self.config.block_timeout
+        loop = asyncio.get_running_loop()
+        while not run.ring.put(record, evict=False):
+            if (left := deadline - time.monotonic()) <= 0:
+                run.ring.drop(DropReason.OVERFLOW)
+                return
+            room = asyncio.Event()
+            run.ring.call_when_room(partial(loop.call_soon_threadsafe, room.set))
+            # A wake-up between `put` and here is missed at worst: the wait is bounded.
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(room.wait(), min(left, 0.05))
+
+    # --- lifecycle --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the background work; returns at once. Idempotent, also after `stop`."""
+        with self._lock:
+            if self._run is not None and self._run.stopped is not None:
+                self._run = None
+        self._current().ensure_started()
+
+    def stop(self, timeout: float | None = None) -> Future[None]:
+        """
+        Deliver what can be delivered and end, within ``timeout`` seconds (``stop_timeout``).
+
+        Idempotent; the same future for everybody. What is recorded from now on is dropped.
+        """
+        run = self._current()
+        with self._lock:
+            if run.stopped is None:
+                run.ring.close(DropReason.STOPPED)
+                if run.started:
+                    limit = self.config.stop_timeout if timeout is None else timeout
+                    run.stopped = run.worker.stop(limit)
+                else:
+                    run.ring.abandon(DropReason.SHUTDOWN)
+                    run.stopped = Future()
+                    run.stopped.set_result(None)
+            return run.stopped
+
+    @property
+    def running(self) -> bool:
+        run = self._run
+        return run is not None and run.started and run.stopped is None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called since it last started."""
+        run = self._run
+        return run is not None and run.stopped is not None
+
+    def flush(self) -> Future[Any]:
+        """Store and send what was taken so far; see `Worker.flush`."""
+        run = self._current()
+        if not run.started:
+            return _done(None)
+        return run.worker.submit(run.worker.flush)
+
+    # --- rules, status ----------------------------------------------------------------------------
+
+    def rules(self) -> DynamicRules | None:
+        """The rules in force. Reads memory only."""
+        run = self._current()
+        if run.keepers and run.stopped is None and run.ensure_started():
+            run.worker.want_rules()
+        return next((rules for k in run.keepers if (rules := k.current) is not None), None)
+
+    def first_rules(self) -> Future[Any]:
+        """Done when a rule source has answered for the first time, or after two seconds."""
+        run = self._current()
+        if not run.keepers or run.stopped is not None or not run.ensure_started():
+            return _done(None)
+        return run.worker.submit(lambda: run.worker.first_rules(_FIRST_RULES_TIMEOUT))
+
+    def look(self) -> Future[Any]:
+        """Done with fresh depths of the store; for `status` and `balances`."""
+        run = self._current()
+        if not run.started or run.stopped is not None:
+            return _done(run.worker.depths)
+        return run.worker.submit(run.worker.look)
+
+    def status(self) -> AgentStatus:
+        """How the agent is, as of the last look at the store."""
+        run = self._current()
+        return run.status(run.worker.depths)
+
+    def balances(self) -> dict[str, Balance]:
+        """The books of every destination, as of the last look at the store."""
+        run = self._current()
+        return run.balances(run.worker.depths)
+
+    def healthy(self) -> bool:
+        """Whether records are taken and at least one destination can be reached."""
+        run = self._current()
+        reachable = any(
+            destination.gate.state not in (GateState.OPEN, GateState.PAUSED)
+            for destination in run.destinations.values()
+        )
+        return self.running and reachable and not run.ring.under_pressure()
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for people and dashboards; reads memory only."""
+        run = self._current()
+        status = run.status(run.worker.depths)
+        books = run.ledger.destinations.values()
+        primary = next(iter(books))
+        gates = [destination.gate for destination in run.destinations.values()]
+        fetched = sum(keeper.fetched for keeper in run.keepers)
+        updates = [keeper.last_update for keeper in run.keepers if keeper.last_update]
+        return {
+            "running": self.running,
+            "uptime": status.uptime,
+            "events_sent": primary.delivered_events,
+            "metrics_sent": primary.delivered - primary.delivered_events,
+            "events_failed": status.events_failed,
+            "metrics_failed": 0,
+            "rules_fetched": fetched,
+            "buffer_stats": {
+                "level": run.worker.level.value,
+                "current_size": status.buffer_size,
+                "waiting": len(run.ring),
+                "bytes": run.ring.bytes,
+                "last_flush_time": status.last_flush,
+            },
+            "transport_stats": {
+                "requests_sent": sum(b.requests - b.failures for b in books),
+                "requests_failed": sum(b.failures for b in books),
+                "circuit_breaker_state": _worst(gates).upper(),
+            },
+            "cached_rules": any(keeper.current is not None for keeper in run.keepers),
+            "rules_last_update": max(updates, default=0.0),
+            "loop_failures": {
+                "flush": max((gate.failures for gate in gates), default=0),
+                "status": 0 if run.worker.last_report_ok is not False else 1,
+                "rules": sum(1 for keeper in run.keepers if keeper.last_error),
+            },
+            "last_status_push_ok": run.worker.last_report_ok,
+            "destinations": (status.model_extra or {})["destinations"],
+        }
+
+    def note_redis(self, handler: Any) -> None:
+        """The host's Redis, for a store that can use it. The store in use does not."""
+        if not self._redis_noted:
+            self._redis_noted = True
+            logger.info(
+                "the app has a Redis (%s); records wait in the store %r, choose another with "
+                "AgentConfig(store=...)",
+                type(handler).__name__,
+                self.plan.store.instance,
+            )
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _current(self) -> _Run:
+        run = self._run
+        if run is not None:
+            return run
+        with self._lock:
+            if self._run is None:
+                self._run = _Run(self.plan, self.config, self._report_error)
+            return self._run
+
+    def _report_error(self, stage: str, error: BaseException, context: dict[str, Any]) -> None:
+        callback = self.config.on_error
+        if callback is None:
+            return
+        try:
+            callback(stage, error, context)
+        except (Exception, SystemExit):
+            # Agent meets host: a callback of the application must not end the delivery.
+            if not self._error_callback_failed:
+                self._error_callback_failed = True
+                logger.exception("the on_error callback raised; further failures are not logged")
+
+    def _after_fork(self) -> None:
+        """In the child: forget the parent's run, without touching anything it holds open."""
+        if self._run is not None:
+            _inherited.append(self._run)
+        self._run = None
+        self._lock = threading.Lock()
+
+    def _at_exit(self) -> None:
+        run = self._run
+        if run is not None and run.started:
+            ended = self.stop()
+            _wait(ended, self.config.stop_timeout + STOP_SLACK)
+
+
+_agents: weakref.WeakSet[Agent] = weakref.WeakSet()
+_inherited: list[_Run] = []
+"""
+Runs of parent processes. Kept alive on purpose: collecting them would close the parent's sockets
+and files from the child.
+"""
+_hooks_registered = False
+
+
+def _register_hooks() -> None:
+    global _hooks_registered  # noqa: PLW0603 - once per process
+    if _hooks_registered:
+        return
+    _hooks_registered = True
+    atexit.register(_stop_all)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_all)
+
+
+def _stop_all() -> None:
+    for agent in list(_agents):
+        agent._at_exit()  # noqa: SLF001 - the process hook of this class
+
+
+def _forget_all() -> None:
+    inside.agent = False
+    for agent in list(_agents):
+        agent._after_fork()  # noqa: SLF001 - the process hook of this class
+
+
+def _wait(future: Future[Any], timeout: float) -> None:
+    try:
+        future.result(timeout)
+    except Exception:
+        logger.debug("the agent did not end in time", exc_info=True)
+
+
+def _done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def _worst(gates: list[Gate]) -> str:
+    states = [gate.state for gate in gates]
+    order = [GateState.PAUSED, GateState.OPEN, GateState.HALF_OPEN, GateState.THROTTLED]
+    return next((state.value for state in order if state in states), GateState.CLOSED.value)

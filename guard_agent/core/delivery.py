@@ -1,0 +1,368 @@
+"""
+Delivery of one destination: lease, send, and do what the answer asks for.
+
+`Destination.attempt` makes one step and returns how long to wait before the next one; the loop
+around it only waits, so that time needs no patching in tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
+from guard_agent.core.gate import GateState
+from guard_agent.core.interfaces import (
+    Accepted,
+    Batch,
+    Partial,
+    Paused,
+    Reject,
+    Retry,
+    TooLarge,
+)
+from guard_agent.core.logs import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from guard_agent.core.gate import Gate
+    from guard_agent.core.interfaces import (
+        BufferStore,
+        Lease,
+        Record,
+        SendResult,
+        Transport,
+    )
+    from guard_agent.core.ledger import DestinationBooks
+    from guard_agent.core.models import AgentStatus
+
+logger = logging.getLogger("guard_agent.delivery")
+
+LEASE_TTL = 60.0
+MAX_EXTRA_REQUESTS = 40
+"""Requests that splitting one lease may cost; what is left then waits for the next attempt."""
+REJECTED_ALONE = 8
+"""Records refused one by one, none accepted: the fault is not in the records."""
+
+Chunk = list[tuple[str, "Record"]]
+
+
+class Destination:
+    """
+    Brings the records of one store cursor to one transport.
+
+    Used from one task. ``books_lock`` is held while a store operation and its booking happen
+    together, so that whoever holds it sees numbers that agree.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        store: BufferStore,
+        gate: Gate,
+        books: DestinationBooks,
+        *,
+        max_records: int,
+        max_bytes: int,
+        books_lock: asyncio.Lock,
+        urgent: Callable[[], bool] = lambda: False,
+        on_error: Callable[[str, BaseException, dict[str, object]], None] = lambda *_: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = transport.context.instance
+        self.transport = transport
+        self.gate = gate
+        self.books = books
+        self._store = store
+        self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._books_lock = books_lock
+        self._urgent = urgent
+        self._on_error = on_error
+        self._clock = clock
+        self._opened = False
+        self._in_use = asyncio.Lock()
+        self._defect_logged = False
+        self._extra_requests = 0
+        self._rejected_alone = 0
+        self._accepted_some = False
+
+    async def attempt(self) -> float | None:
+        """
+        Try to deliver one batch.
+
+        Returns:
+            Seconds to wait before the next attempt, or None when nothing is ready in the store.
+
+        What the store raises is passed on: it says nothing about the collector.
+        """
+        if (delay := self.gate.delay(self._clock())) > 0:
+            return delay
+        lease = await self._lease()
+        if lease is None:
+            return None
+        open_ids = dict(lease.entries)
+        try:
+            if not await self._open():
+                return self.gate.delay(self._clock())
+            return await self._deliver(lease, open_ids)
+        finally:
+            if open_ids:
+                await self._give_back(lease, open_ids)
+
+    async def report(self, status: AgentStatus) -> bool:
+        """Hand over a status report if the collector may be asked now; never waits for it."""
+        if self.gate.delay(self._clock()) > 0 or not await self._open():
+            return False
+        if self.gate.acquire(self._clock()) > 0:
+            return False
+        result = await self._guarded(self.transport.report(status))
+        if isinstance(result, Accepted):
+            self.gate.succeeded()
+            return True
+        if isinstance(result, (Retry, Paused)):
+            self._failed(result)
+        else:
+            self.gate.answered()
+        return False
+
+    async def close(self) -> None:
+        """Close the transport."""
+        await self.transport.close()
+        self._opened = False
+
+    async def _open(self) -> bool:
+        if self._opened:
+            return True
+        try:
+            async with self._in_use:
+                if not self._opened:
+                    await self.transport.open()
+                    self._opened = True
+        except Exception as error:
+            logger.debug("the transport %r could not open", self.name, exc_info=True)
+            self._failed(Retry(f"cannot open: {type(error).__name__}: {error}"))
+            return False
+        return True
+
+    # --- one lease --------------------------------------------------------------------------------
+
+    async def _lease(self) -> Lease | None:
+        limit = self.transport.max_batch_bytes
+        return await self._store.lease(
+            self.name,
+            self.gate.limit(self._max_records),
+            min(self._max_bytes, limit) if limit is not None else self._max_bytes,
+            LEASE_TTL,
+        )
+
+    async def _deliver(self, lease: Lease, open_ids: dict[str, Record]) -> float | None:
+        """Send everything of the lease, split as the answers ask for."""
+        self._extra_requests = 0
+        self._rejected_alone = 0
+        self._accepted_some = False
+        chunks = _by_kind(lease.entries)
+        planned = len(chunks)
+        sent = 0
+        while chunks:
+            if sent >= planned + MAX_EXTRA_REQUESTS:
+                break
+            if (delay := self.gate.acquire(self._clock(), urgent=self._urgent())) > 0:
+                return delay
+            chunk = chunks.pop()
+            batch = Batch(chunk[0][1].kind, tuple(record for _, record in chunk))
+            sent += 1
+            result = await self._send(batch)
+            if isinstance(result, (Retry, Paused)):
+                return self._failed(result)
+            await self._settle(lease, open_ids, chunk, chunks, result)
+            if self._rejected_alone >= REJECTED_ALONE and not self._accepted_some:
+                return self._failed(Paused("every record is refused, not just a single one"))
+        return 0.0
+
+    async def _send(self, batch: Batch) -> SendResult:
+        self.books.requests += 1
+        return await self._guarded(self.transport.send(batch))
+
+    async def _guarded(self, call: Awaitable[SendResult]) -> SendResult:
+        finished = False
+        try:
+            async with self._in_use:
+                result: object = await call
+            finished = True
+        except Exception as error:
+            finished = True
+            if not self._defect_logged:
+                self._defect_logged = True
+                logger.exception("the transport %r raised; handled like Retry", self.name)
+            return Retry(f"{type(error).__name__}: {error}")
+        finally:
+            if not finished:
+                self.gate.cancelled()
+        if isinstance(result, (Accepted, Partial, Retry, Reject, TooLarge, Paused)):
+            return result
+        if not self._defect_logged:
+            self._defect_logged = True
+            logger.error(
+                "the transport %r returned %s instead of a SendResult; handled like Retry",
+                self.name,
+                type(result).__name__,
+            )
+        return Retry("the transport returned no SendResult")
+
+    async def _settle(
+        self,
+        lease: Lease,
+        open_ids: dict[str, Record],
+        chunk: Chunk,
+        chunks: list[Chunk],
+        result: SendResult,
+    ) -> None:
+        """Do with ``chunk`` what a collector that answered asks for."""
+        if isinstance(result, Accepted):
+            await self._ack(lease, open_ids, chunk)
+        elif isinstance(result, Partial):
+            await self._settle_partial(lease, open_ids, chunk, result)
+        elif isinstance(result, (Reject, TooLarge)):
+            self.gate.answered()
+            if len(chunk) > 1:
+                chunks.extend(_halves(chunk, by_bytes=isinstance(result, TooLarge)))
+                if isinstance(result, TooLarge):
+                    self._shrink(chunk, result)
+            else:
+                self._rejected_alone += isinstance(result, Reject)
+                await self._bury(lease, open_ids, chunk, _reason(result), _error(result))
+
+    async def _settle_partial(
+        self, lease: Lease, open_ids: dict[str, Record], chunk: Chunk, result: Partial
+    ) -> None:
+        self.gate.answered()
+        keep = result.retry - result.rejected.keys()
+        accepted = [
+            entry
+            for position, entry in enumerate(chunk)
+            if position not in result.rejected and position not in keep
+        ]
+        await self._ack(lease, open_ids, accepted)
+        for position, reason in result.rejected.items():
+            if 0 <= position < len(chunk):
+                await self._bury(
+                    lease, open_ids, [chunk[position]], reason, PermanentClientError(422, reason)
+                )
+        if keep:
+            # They stay in `open_ids` and so go back; without a pause they would come again at once.
+            self._failed(Retry("the collector took some records only", throttled=True))
+
+    def _shrink(self, chunk: Chunk, result: TooLarge) -> None:
+        """Remember what was too large, so that the next batch fits at once."""
+        size = sum(len(record.payload) for _, record in chunk)
+        self._max_bytes = max(1024, min(self._max_bytes, result.limit or size // 2))
+
+    # --- store and books together -----------------------------------------------------------------
+
+    async def _ack(self, lease: Lease, open_ids: dict[str, Record], chunk: Chunk) -> None:
+        if not chunk:
+            return
+        self._accepted_some = True
+        async with self._books_lock:
+            count = await self._store.ack(lease, [entry for entry, _ in chunk])
+            self.books.delivered += count
+            if chunk[0][1].kind == "event":
+                self.books.delivered_events += count
+        first = self.books.last_success is None
+        self.books.last_success = time.time()
+        self.books.last_error = None
+        _forget(open_ids, chunk)
+        if self.gate.succeeded() and not first:
+            logger.warning("delivery to %s works again", self.name)
+        elif first:
+            logger.info("delivery to %s works", self.name)
+
+    async def _bury(
+        self,
+        lease: Lease,
+        open_ids: dict[str, Record],
+        chunk: Chunk,
+        reason: str,
+        error: PermanentClientError,
+    ) -> None:
+        clean = one_line(reason)
+        async with self._books_lock:
+            self.books.buried += await self._store.bury(lease, [entry for entry, _ in chunk], clean)
+        _forget(open_ids, chunk)
+        self.books.last_error = clean
+        if self.books.buried == 1:
+            logger.warning("%s refused a record for good, it is buried: %s", self.name, clean)
+        self._on_error("transport_send", error, {"destination": self.name, "records": len(chunk)})
+
+    async def _give_back(self, lease: Lease, open_ids: Mapping[str, Record]) -> None:
+        """Also when cancelled: what was taken is given back."""
+        try:
+            await self._store.release(lease, list(open_ids))
+        except Exception:
+            logger.debug("the store could not release a lease", exc_info=True)
+
+    def _failed(self, result: Retry | Paused) -> float:
+        before = self.gate.state
+        delay = self.gate.failed(result, self._clock())
+        reason = one_line(result.reason)
+        self.books.failures += 1
+        self.books.last_error = reason
+        # Once per change of state, not once per attempt: an agent must not flood its host's logs
+        # because the collector is down.
+        changed = self.gate.state is not before and before is not GateState.HALF_OPEN
+        if changed and self.gate.state is GateState.PAUSED:
+            logger.warning("delivery to %s pauses, records are kept: %s", self.name, reason)
+        elif changed and self.gate.state is GateState.OPEN:
+            logger.warning(
+                "delivery to %s keeps failing, resting %.0f s, records are kept: %s",
+                self.name,
+                delay,
+                reason,
+            )
+        elif self.gate.failures == 1 and self.gate.state is GateState.CLOSED:
+            logger.warning(
+                "delivery to %s failed, next attempt in %.1f s: %s", self.name, delay, reason
+            )
+        self._on_error("transport_send", DeliveryError(reason), {"destination": self.name})
+        return delay
+
+
+def _by_kind(entries: Mapping[str, Record]) -> list[Chunk]:
+    """One chunk per kind, the first to send at the end."""
+    chunks: dict[str, Chunk] = {}
+    for entry in entries.items():
+        chunks.setdefault(entry[1].kind, []).append(entry)
+    return list(reversed(chunks.values()))
+
+
+def _halves(chunk: Chunk, *, by_bytes: bool) -> Sequence[Chunk]:
+    """Two parts, the first to send at the end. Neither is empty."""
+    middle = len(chunk) // 2
+    if by_bytes:
+        half = sum(len(record.payload) for _, record in chunk) / 2
+        size = 0
+        for position, (_, record) in enumerate(chunk):
+            size += len(record.payload)
+            if size >= half:
+                middle = min(max(position + 1, 1), len(chunk) - 1)
+                break
+    return chunk[middle:], chunk[:middle]
+
+
+def _forget(open_ids: dict[str, Record], chunk: Chunk) -> None:
+    for entry, _ in chunk:
+        open_ids.pop(entry, None)
+
+
+def _reason(result: Reject | TooLarge) -> str:
+    return result.reason if isinstance(result, Reject) else "larger than the collector takes"
+
+
+def _error(result: Reject | TooLarge) -> PermanentClientError:
+    if isinstance(result, TooLarge):
+        return PayloadTooLargeError("a single record is larger than the collector takes")
+    return PermanentClientError(result.status or 422, one_line(result.reason))

@@ -1,0 +1,480 @@
+"""
+The four seams of guard-agent, each defined once.
+
+A plugin implements one or more of `Transport`, `BufferStore`, `RuleSource` and `Enricher` and
+hands the class to the agent through a hook (`guard_agent.core.hookspecs`). The docstrings here are
+the contract: a plugin can be written from them without reading the core.
+
+Life of an instance: ``__init__`` (no I/O, any thread) → ``open`` → work → ``close``. Everything
+asynchronous runs on the agent's own event loop, in the agent's own thread, never on the loop of
+the host application.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from guard_agent.core.config import AgentConfig
+    from guard_agent.core.models import AgentStatus
+
+Kind: TypeAlias = Literal["event", "metric"]
+"""What a record is. Both kinds take the same path; a batch holds one kind."""
+
+Fields: TypeAlias = dict[str, Any]
+"""
+The fields of one record on its way through the enrichers: plain JSON data (str, int, float, bool,
+None, list, dict with str keys), besides ``timestamp`` (datetime) and ``idempotency_key`` (str).
+Bounded in depth, nodes and bytes, and owned by the pipeline: an enricher may change it in place.
+"""
+
+
+class Priority(IntEnum):
+    """Class of a record. The lowest is evicted first, the highest is leased first."""
+
+    METRIC = 0
+    DIAGNOSTIC = 1
+    CHANGE = 2
+    ATTACK = 3
+
+
+class Record(NamedTuple):
+    """One encoded event or metric. Immutable; crosses every seam as it is."""
+
+    id: str
+    """Idempotency key, unique per record, also inside the payload."""
+    kind: Kind
+    priority: Priority
+    payload: bytes
+    """One JSON object in UTF-8, already redacted."""
+    accepted_at: float
+    """Unix time in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records of one kind for one attempt of one transport."""
+
+    kind: Kind
+    records: tuple[Record, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def id(self) -> str:
+        """Derived from the ids of the records: the same records always make the same id."""
+        digest = blake2b(digest_size=16)
+        for record in self.records:
+            digest.update(record.id.encode())
+            digest.update(b"\0")
+        return digest.hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all payloads together."""
+        return sum(len(record.payload) for record in self.records)
+
+    def join(self) -> bytes:
+        """The payloads with commas between them: what stands inside a JSON array."""
+        return b",".join([record.payload for record in self.records])
+
+    def decode(self) -> list[dict[str, Any]]:
+        """The payloads as dictionaries, for a transport that maps fields."""
+        return [orjson.loads(record.payload) for record in self.records]
+
+
+# --- what an attempt can lead to ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The collector has every record. The core acknowledges them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """
+    The collector answered per record; keys are positions in ``batch.records``.
+
+    Positions in ``rejected`` (with the reason) are buried, positions in ``retry`` are kept, all
+    others are acknowledged.
+    """
+
+    rejected: Mapping[int, str] = field(default_factory=dict)
+    retry: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """
+    Not now: network trouble, time-out, overload. Everything is kept.
+
+    With ``after`` (seconds) nothing is sent to this collector before that; without it the core
+    backs off with full jitter. ``throttled`` says that the collector is well and asks for less
+    (429, 503 with Retry-After), which never opens the circuit breaker.
+    """
+
+    reason: str
+    after: float | None = None
+    throttled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The payload is at fault (400, 422). The core bisects to the poison record and buries it."""
+
+    reason: str
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """The body is too large (413). The core splits; only a single record is buried."""
+
+    limit: int | None = None
+    """Bytes the collector named, if it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """
+    Sending makes no sense until a person acts: key refused (401, 403), address wrong (404).
+
+    Everything is kept; the core probes slowly with one small batch and resumes by itself.
+    """
+
+    reason: str
+
+
+SendResult: TypeAlias = Accepted | Partial | Retry | Reject | TooLarge | Paused
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The source has nothing newer than what is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """A rule document as the source holds it; the core validates it before anybody sees it."""
+
+    document: Mapping[str, Any]
+    """Field names as in `guard_agent.DynamicRules`."""
+    validator: str | None = None
+    """What to pass as ``known`` next time: an ETag, a modification time."""
+
+
+FetchResult: TypeAlias = RuleSet | Unchanged | Retry | Paused
+
+
+# --- plugins --------------------------------------------------------------------------------------
+
+
+class PluginSettings(BaseModel):
+    """Base of every plugin's settings. An unknown or misspelt setting is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginContext:
+    """What the agent tells a plugin at construction."""
+
+    instance: str
+    """Name in the configuration: ``http``, or ``http/eu`` for a second instance."""
+    config: AgentConfig
+    """The agent's own settings, resolved. A plugin setting of the same name goes before it."""
+    destinations: tuple[str, ...]
+    """Instance names of all transports; a store keeps a cursor for each."""
+    state_dir: Path
+    """Folder for files that outlive the process. May not exist yet, may not be writable."""
+
+
+class Plugin:
+    """
+    What all four kinds have in common.
+
+    ``name`` is the word used in the configuration; it equals the entry point's name.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[PluginSettings]] = PluginSettings
+
+    settings: PluginSettings
+    context: PluginContext
+
+    def __init__(self, settings: PluginSettings, context: PluginContext) -> None:
+        """Keep the arguments. No I/O here: nothing may be opened before ``open``."""
+        self.settings = settings
+        self.context = context
+
+
+class Resource(Plugin):
+    """A plugin that lives on the agent's event loop."""
+
+    async def open(self) -> None:
+        """
+        Acquire what the plugin needs.
+
+        Called once before any other asynchronous method. An exception means "not available
+        now": the agent keeps the records and calls again after a backoff.
+        """
+
+    async def close(self) -> None:
+        """Release everything. Idempotent, and safe when ``open`` never ran or failed."""
+
+
+class Transport(Resource, ABC):
+    """Carries batches to one collector."""
+
+    @property
+    def collector(self) -> str:
+        """
+        Identity of the collector, such as its origin.
+
+        Everything with the same identity shares one gate: breaker, throttling, request rate.
+        """
+        return self.context.instance
+
+    @property
+    def max_batch_bytes(self) -> int | None:
+        """Most payload bytes that fit one request, or None when the transport does not care."""
+        return None
+
+    @abstractmethod
+    async def send(self, batch: Batch) -> SendResult:
+        """
+        Make one attempt to hand ``batch`` to the collector.
+
+        Called from one task at a time. Retrying, splitting, pausing and counting are the core's
+        job. The call may be cancelled when the agent stops.
+
+        Returns:
+            What the collector said; see each result for what the core does with it.
+
+        Any exception is a defect of the transport: it is logged once with its traceback and
+        handled like `Retry`.
+        """
+
+    async def report(self, status: AgentStatus) -> SendResult:  # noqa: ARG002 - for overriding
+        """
+        Hand over a status report. Never called at the same time as ``send``.
+
+        A report is not kept: whatever the result, the next one replaces it. A transport without
+        a place for reports leaves this as it is.
+        """
+        return Accepted()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """
+    Records taken for one destination until ``ttl`` seconds have passed.
+
+    ``entries`` maps the store's own entry ids to records, in the order to send them.
+    """
+
+    id: str
+    destination: str
+    entries: Mapping[str, Record]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of an append: the first ``stored`` records are in, the rest are not."""
+
+    stored: int
+    evicted: Mapping[str, int] = field(default_factory=dict)
+    """Older or lower records given up to make room: destination → count."""
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationDepth:
+    """What a store holds for one destination."""
+
+    ready: int = 0
+    """Records that can be leased, now or after their delay."""
+    leased: int = 0
+    buried: int = 0
+    """Dead letters kept. Bounded: the oldest make room."""
+    bytes: int = 0
+    """Payload bytes of ready and leased records."""
+    oldest: float | None = None
+    """Unix time at which the oldest pending record was accepted."""
+
+    @property
+    def pending(self) -> int:
+        return self.ready + self.leased
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that was given up, with the reason."""
+
+    record: Record
+    reason: str
+
+
+class Level(str, Enum):
+    """What survives what."""
+
+    MEMORY = "memory"
+    """Lost when the process is killed."""
+    JOURNAL = "journal"
+    """On disk or in Redis; at most 50 ms of records are lost when the process is killed."""
+
+
+class BufferStore(Resource, ABC):
+    """
+    Keeps records until every destination has them.
+
+    A record is pending for each destination of ``context.destinations`` on its own, so a dead
+    transport never holds another. States per destination: ready → leased → acknowledged or buried;
+    a lease that expires or is released makes the record ready again.
+
+    Called from the agent's event loop only, possibly from several tasks; a method that awaits must
+    leave a consistent state when cancelled. Any exception means "the store is not available": the
+    agent keeps what it has and tries again after a backoff.
+    """
+
+    level: ClassVar[Level] = Level.MEMORY
+
+    @abstractmethod
+    async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
+        """
+        Take over ``records`` in order, each for all destinations.
+
+        When full: with ``evict`` give up records that are not leased, lowest priority first,
+        oldest first within it (a newcomer that would have to give up something higher is itself
+        the one given up, and is counted in both ``stored`` and ``evicted``); without it take what
+        fits and report how many. A returned count is a promise at the store's level.
+        """
+
+    @abstractmethod
+    async def lease(
+        self, destination: str, max_records: int, max_bytes: int, ttl: float
+    ) -> Lease | None:
+        """
+        Take up to ``max_records`` ready records of at most ``max_bytes`` payload bytes.
+
+        Highest priority first, oldest first within it. A single record larger than ``max_bytes``
+        is leased alone. Nobody else gets these records for ``ttl`` seconds.
+
+        Returns:
+            The lease, or None when nothing is ready now.
+        """
+
+    @abstractmethod
+    async def ack(self, lease: Lease, ids: Sequence[str]) -> int:
+        """
+        Forget entries for the lease's destination: they are delivered.
+
+        Idempotent and not fenced: delivered is delivered, also after the lease expired.
+
+        Returns:
+            How many were pending until now.
+        """
+
+    @abstractmethod
+    async def release(self, lease: Lease, ids: Sequence[str], delay: float = 0.0) -> int:
+        """
+        Make entries ready again, ``delay`` seconds from now.
+
+        Fenced: entries that this lease no longer holds are left alone.
+
+        Returns:
+            How many were released.
+        """
+
+    @abstractmethod
+    async def bury(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
+        """
+        Move entries to the bounded dead letters of the lease's destination.
+
+        Idempotent, and fenced like ``release``.
+
+        Returns:
+            How many were buried.
+        """
+
+    @abstractmethod
+    async def release_expired(self) -> int:
+        """Make the entries of expired leases ready again; returns how many."""
+
+    @abstractmethod
+    async def stats(self) -> Mapping[str, DestinationDepth]:
+        """Depths by destination, one entry for each of ``context.destinations``."""
+
+    @abstractmethod
+    async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
+        """The dead letters kept for ``destination``, oldest first."""
+
+
+class RuleSource(Resource, ABC):
+    """Brings dynamic rules from somewhere. Validation and keeping are the core's job."""
+
+    @property
+    def collector(self) -> str:
+        """As `Transport.collector`: the same identity shares one gate."""
+        return self.context.instance
+
+    @property
+    @abstractmethod
+    def interval(self) -> float:
+        """Seconds between two fetches. The core adds jitter of 20 %."""
+
+    @abstractmethod
+    async def fetch(self, known: str | None) -> FetchResult:
+        """
+        Make one attempt to get the present rules.
+
+        ``known`` is the `RuleSet.validator` of the last document that was accepted, or None.
+        Called from one task at a time; may be cancelled. An exception is handled like `Retry`
+        and logged once.
+        """
+
+
+class Stage(IntEnum):
+    """
+    Where an enricher may stand. The order in the configuration must not step back.
+
+    ``DERIVE`` may add fields from anywhere. ``REDACT`` removes secrets. ``SEAL`` sees redacted data
+    only and may cut, hash or summarise it, but adds nothing that did not come from the record.
+    """
+
+    DERIVE = 1
+    REDACT = 2
+    SEAL = 3
+
+
+EnrichFunction: TypeAlias = Callable[[Fields], Fields | None]
+
+
+class Enricher(Plugin, ABC):
+    """Changes records before they are encoded. Runs in the thread of the host application."""
+
+    stage: ClassVar[Stage]
+    adds: ClassVar[frozenset[str]] = frozenset()
+    """Names of the fields it may add, dotted for nested ones: ``metadata.geo``."""
+
+    @abstractmethod
+    def bind(self, kind: Kind) -> EnrichFunction | None:
+        """
+        Make the function for records of ``kind``, or None when there is nothing to do for them.
+
+        Called once per kind at startup: compile here what can be compiled. The function is
+        synchronous, must not block, and is called from any thread, also from several at a time.
+        It returns the fields, or None to drop the record (counted as ``filtered``). When it
+        raises, the record is dropped and counted: nothing half processed leaves.
+        """

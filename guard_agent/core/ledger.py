@@ -1,0 +1,95 @@
+"""
+The books of the agent: ``accepted == delivered + dropped + buried + pending``, per destination.
+
+What happens before the store concerns every destination alike and is booked once; what happens
+behind it is booked per destination. ``pending`` is never computed from the other numbers: it is
+what the ring and the store say they hold, so the equation can be checked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class DropReason(str, Enum):
+    """Why a record was given up."""
+
+    INVALID = "invalid"
+    """Not an event or metric at all."""
+    FILTERED = "filtered"
+    """An enricher returned None."""
+    ENRICHER_FAILED = "enricher_failed"
+    """A redactor or sealer raised; nothing half processed leaves."""
+    UNENCODABLE = "unencodable"
+    TOO_LARGE = "too_large"
+    """More than 64 KiB after everything that can be cut was cut."""
+    OVERFLOW = "overflow"
+    """A bound was reached."""
+    STOPPED = "stopped"
+    """Sent to an agent that was stopped."""
+    INTERNAL = "internal"
+    """Caused by the agent's own work, such as an instrumented HTTP client."""
+    SHUTDOWN = "shutdown"
+    """Still in a store that does not outlive the process when the agent stopped."""
+
+
+@dataclass(slots=True)
+class DestinationBooks:
+    """What became of the records of one destination behind the store's door."""
+
+    delivered: int = 0
+    delivered_events: int = 0
+    buried: int = 0
+    dropped: Counter[DropReason] = field(default_factory=Counter)
+    requests: int = 0
+    failures: int = 0
+    last_success: float | None = None
+    """Unix time of the last batch that was accepted."""
+    last_error: str | None = None
+
+
+@dataclass(slots=True)
+class Balance:
+    """One destination's equation at one moment."""
+
+    accepted: int
+    delivered: int
+    dropped: dict[str, int]
+    buried: int
+    pending: int
+
+    @property
+    def difference(self) -> int:
+        """Zero, or the books are wrong."""
+        return (
+            self.accepted - self.delivered - sum(self.dropped.values()) - self.buried - self.pending
+        )
+
+
+class Ledger:
+    """
+    Counts of one run of the agent.
+
+    ``accepted`` and ``dropped`` are guarded by the lock of the ring, the rest belongs to the
+    agent's thread.
+    """
+
+    __slots__ = ("accepted", "destinations", "dropped")
+
+    def __init__(self, destinations: tuple[str, ...]) -> None:
+        self.accepted = 0
+        self.dropped: Counter[DropReason] = Counter()
+        self.destinations = {name: DestinationBooks() for name in destinations}
+
+    def balance(self, destination: str, pending: int) -> Balance:
+        """The equation for ``destination``, given what ring and store hold for it."""
+        books = self.destinations[destination]
+        return Balance(
+            accepted=self.accepted,
+            delivered=books.delivered,
+            dropped={reason.value: n for reason, n in (self.dropped + books.dropped).items()},
+            buried=books.buried,
+            pending=pending,
+        )

@@ -1,0 +1,197 @@
+"""
+The bounded buffer between the threads of the application and the agent's own thread.
+
+It holds what the store has not taken over yet: for milliseconds when all is well, for longer when
+the store is not available.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from guard_agent.core.interfaces import Priority
+from guard_agent.core.ledger import DropReason, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
+
+    from guard_agent.core.interfaces import Record
+
+
+class Ring:
+    """
+    Bounded in records and bytes; what was taken out counts until ``done`` or ``put_back``.
+
+    Thread safe. The lock is reentrant, because a garbage collection inside it may run a finalizer
+    that records an event. ``on_wake`` is called outside of any wait, from the thread of the
+    application: when the first record arrives in an empty ring, and once more when ``wake_at``
+    records or the high watermark are reached.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        max_records: int,
+        max_bytes: int,
+        wake_at: int,
+        watermark: float,
+        on_wake: Callable[[], None],
+    ) -> None:
+        self._ledger = ledger
+        self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._wake_records = max(1, min(wake_at, int(max_records * watermark)))
+        self._wake_bytes = int(max_bytes * watermark)
+        self._on_wake = on_wake
+        self._queues: tuple[deque[Record], ...] = tuple(deque() for _ in Priority)
+        self._count = 0
+        self._bytes = 0
+        self._taken = 0
+        self._pressed = False
+        self._closed: DropReason | None = None
+        self._lock = threading.RLock()
+        self._room = threading.Condition(self._lock)
+        self._waiters: deque[Callable[[], object]] = deque()
+
+    def put(self, record: Record, *, evict: bool) -> bool:
+        """
+        Accept a record.
+
+        When full: with ``evict`` the lowest priority, oldest first, is given up for it (or the
+        record itself, when nothing is lower); without it nothing happens and False is returned.
+        """
+        size = len(record.payload)
+        with self._lock:
+            if self._closed is not None:
+                self._ledger.accepted += 1
+                self._ledger.dropped[self._closed] += 1
+                return True
+            if self._count >= self._max_records or self._bytes + size > self._max_bytes:
+                if not evict:
+                    return False
+                if not self._make_room(record.priority, size):
+                    self._ledger.accepted += 1
+                    self._ledger.dropped[DropReason.OVERFLOW] += 1
+                    return True
+            self._ledger.accepted += 1
+            self._queues[record.priority].append(record)
+            self._count += 1
+            self._bytes += size
+            wake = self._count == 1
+            if not self._pressed and (
+                self._count >= self._wake_records or self._bytes >= self._wake_bytes
+            ):
+                self._pressed = wake = True
+        if wake:
+            self._on_wake()
+        return True
+
+    def drop(self, reason: DropReason) -> None:
+        """Book a record that was given up before it got here."""
+        with self._lock:
+            self._ledger.accepted += 1
+            self._ledger.dropped[reason] += 1
+
+    def wait_for_room(self, timeout: float) -> None:
+        """Block the calling thread until there is room, at most ``timeout`` seconds."""
+        with self._room:
+            if self._count >= self._max_records or self._bytes >= self._max_bytes:
+                self._room.wait(timeout)
+
+    def call_when_room(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called once, from another thread, when something was taken over."""
+        with self._lock:
+            self._waiters.append(callback)
+
+    def take(self, limit: int) -> list[Record]:
+        """Up to ``limit`` records, highest priority first; they count until ``done``."""
+        taken: list[Record] = []
+        with self._lock:
+            for queue in reversed(self._queues):
+                while queue and len(taken) < limit:
+                    taken.append(queue.popleft())
+            self._taken += len(taken)
+        return taken
+
+    def done(self, records: Iterable[Record]) -> None:
+        """The store has these records now."""
+        with self._lock:
+            for record in records:
+                self._count -= 1
+                self._taken -= 1
+                self._bytes -= len(record.payload)
+            self._pressed = self._count >= self._wake_records or self._bytes >= self._wake_bytes
+            waiters, self._waiters = self._waiters, deque()
+            self._room.notify_all()
+        for waiter in waiters:
+            waiter()
+
+    def put_back(self, records: Iterable[Record]) -> None:
+        """The store did not take these records: they are the oldest again."""
+        with self._lock:
+            for record in reversed(list(records)):
+                self._queues[record.priority].appendleft(record)
+                self._taken -= 1
+
+    def close(self, reason: DropReason) -> None:
+        """Whatever is put from now on is dropped for ``reason``."""
+        with self._lock:
+            self._closed = reason
+            waiters, self._waiters = self._waiters, deque()
+            self._room.notify_all()
+        for waiter in waiters:
+            waiter()
+
+    def abandon(self, reason: DropReason) -> int:
+        """Give up everything that is left, also what was taken; returns how many."""
+        with self._lock:
+            left = self._count
+            for queue in self._queues:
+                queue.clear()
+            self._ledger.dropped[reason] += left
+            self._count = self._taken = self._bytes = 0
+            self._pressed = False
+            return left
+
+    def under_pressure(self) -> bool:
+        """Whether so much is waiting that a flush should not."""
+        return self._pressed
+
+    @property
+    def waiting(self) -> int:
+        """Records that were not taken yet."""
+        return self._count - self._taken
+
+    def __len__(self) -> int:
+        """Records in the ring and in transit to the store."""
+        return self._count
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def oldest(self) -> float | None:
+        """Unix time at which the oldest record that waits was accepted."""
+        with self._lock:
+            times = [queue[0].accepted_at for queue in self._queues if queue]
+        return min(times, default=None)
+
+    def locked(self) -> AbstractContextManager[bool]:
+        """The lock under which ledger and ring agree."""
+        return self._lock
+
+    def _make_room(self, priority: Priority, size: int) -> bool:
+        for queue in self._queues[: priority + 1]:
+            while queue:
+                evicted = queue.popleft()
+                self._count -= 1
+                self._bytes -= len(evicted.payload)
+                self._ledger.dropped[DropReason.OVERFLOW] += 1
+                if self._count < self._max_records and self._bytes + size <= self._max_bytes:
+                    return True
+        return False

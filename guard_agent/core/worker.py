@@ -1,0 +1,455 @@
+"""
+The agent's own thread: moves records from the ring to the store, and runs delivery, rules and
+status reports on a private event loop.
+
+The loop of the host application is never used for any of this, so an agent works the same under
+ASGI, WSGI and in a script, and cannot stall a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from guard_agent.core.interfaces import DestinationDepth, Level
+from guard_agent.core.ledger import DropReason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+
+    from guard_agent.core.delivery import Destination
+    from guard_agent.core.interfaces import BufferStore, Record
+    from guard_agent.core.ledger import Ledger
+    from guard_agent.core.models import AgentStatus
+    from guard_agent.core.ring import Ring
+    from guard_agent.core.rules import RuleKeeper
+
+logger = logging.getLogger("guard_agent.worker")
+
+THREAD_NAME = "guard-agent"
+COMMIT_INTERVAL = 0.05
+"""Seconds until a record is in a store that survives the process: the loss window."""
+_CHUNK = 1_000
+_STORE_BACKOFF_MAX = 30.0
+_STORE_RETRY = 1.0
+_EXPIRY_INTERVAL = 5.0
+_CLOSE_SHARE = 0.25
+"""Share of the time to stop that is kept for closing what is open."""
+
+inside = threading.local()
+"""``inside.agent``: this thread does the agent's work right now; what it records is not taken."""
+
+
+class Worker:
+    """One run of the agent: started once, stopped once."""
+
+    def __init__(
+        self,
+        *,
+        ring: Ring,
+        ledger: Ledger,
+        store: BufferStore,
+        destinations: Sequence[Destination],
+        keepers: Sequence[RuleKeeper],
+        books_lock: asyncio.Lock,
+        buffer_size: int,
+        flush_interval: float,
+        status_interval: float,
+        evict: bool,
+        status: Callable[[Mapping[str, DestinationDepth]], AgentStatus],
+    ) -> None:
+        self._ring = ring
+        self._ledger = ledger
+        self._store = store
+        self._destinations = {destination.name: destination for destination in destinations}
+        self._keepers = keepers
+        self._books_lock = books_lock
+        self._buffer_size = buffer_size
+        self._flush_interval = flush_interval
+        self._status_interval = status_interval
+        self._evict = evict
+        self._status = status
+
+        self._loop = asyncio.SelectorEventLoop()
+        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        self._arrived = asyncio.Event()
+        self._due = {name: asyncio.Event() for name in self._destinations}
+        self._passes = {name: _Passes() for name in self._destinations}
+        self._unsent = 0
+        self._stopping = asyncio.Event()
+        self._store_open = False
+        self._store_failing = False
+        self._moving = asyncio.Lock()
+        self._stop_at = 0.0
+        self._rules_wanted = asyncio.Event()
+        self._rules_answered = asyncio.Event()
+        self._report_ok: bool | None = None
+        self._ended: Future[None] = Future()
+        self._ended.set_running_or_notify_cancel()  # whoever waits for it cannot cancel it
+        self.depths: Mapping[str, DestinationDepth] = {
+            name: DestinationDepth() for name in self._destinations
+        }
+        """As of the last look; `look` takes a fresh one."""
+
+    # --- called from the threads of the application -----------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread; returns at once."""
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def level(self) -> Level:
+        return self._store.level
+
+    @property
+    def last_report_ok(self) -> bool | None:
+        return self._report_ok
+
+    def wake(self) -> None:
+        """Records arrived."""
+        self._call(self._arrived.set)
+
+    def want_rules(self) -> None:
+        """Somebody asks for rules: begin to fetch them, if that has not begun."""
+        if not self._rules_wanted.is_set():
+            self._call(self._rules_wanted.set)
+
+    def submit(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Future[Any]:
+        """Run a coroutine on the agent's loop; the future is cancelled when the agent has ended."""
+        future: Future[Any] = Future()
+
+        def begin() -> None:
+            task = self._loop.create_task(work())
+            task.add_done_callback(lambda done: _copy(done, future))
+
+        if not self._call(begin):
+            future.cancel()
+        return future
+
+    def stop(self, timeout: float) -> Future[None]:
+        """Ask the thread to end within ``timeout`` seconds; the future is done when it has."""
+        self._stop_at = time.monotonic() + timeout
+        self._call(self._stopping.set)
+        return self._ended
+
+    def _call(self, callback: Callable[[], object]) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:  # the loop is closed: the agent has ended
+            return False
+        return True
+
+    # --- coroutines for `submit` ------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """
+        Bring everything that was taken so far to the store and make one delivery pass.
+
+        Ends when every destination has emptied its part of the store or has to wait.
+        """
+        await self._move()
+        ends = [passes.next_end() for passes in self._passes.values()]
+        for event in self._due.values():
+            event.set()
+        await asyncio.gather(*ends)
+
+    async def first_rules(self, timeout: float) -> None:
+        """Wait until a rule source answered for the first time, at most ``timeout`` seconds."""
+        self._rules_wanted.set()
+        if self._keepers:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._rules_answered.wait(), timeout)
+
+    async def look(self) -> Mapping[str, DestinationDepth]:
+        """Fresh depths of the store, at a moment when all books agree."""
+        async with self._moving, self._books_lock:
+            if self._store_open:
+                self.depths = await self._store.stats()
+        return self.depths
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        inside.agent = True
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._main())
+        except BaseException:
+            logger.exception("the agent's thread failed")
+        finally:
+            with suppress(Exception):
+                self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            asyncio.set_event_loop(None)
+            self._loop.close()
+            self._ended.set_result(None)
+
+    async def _main(self) -> None:
+        jobs: list[Coroutine[Any, Any, None]] = [self._pump(), self._expire(), self._report()]
+        jobs += [self._deliver(destination) for destination in self._destinations.values()]
+        jobs += [self._keep(keeper) for keeper in self._keepers]
+        tasks = [asyncio.ensure_future(self._guard(job)) for job in jobs]
+        await self._stopping.wait()
+        try:
+            await self._last_flush(tasks)
+        finally:
+            await _end(tasks)
+            await self._close()
+
+    async def _guard(self, job: Coroutine[Any, Any, None]) -> None:
+        try:
+            await job
+        except Exception:
+            # A defect of ours must not end the other jobs; it is said, with its traceback.
+            logger.exception("a job of the agent failed: %s", job)
+
+    async def _last_flush(self, tasks: Sequence[asyncio.Future[None]]) -> None:
+        """Store what is in the ring, then send until everything is delivered or time is up."""
+        pump, deliveries = tasks[0], tasks[3 : 3 + len(self._destinations)]
+        await _end([pump])
+        await _end(tasks[3 + len(self._destinations) :])
+        remaining = self._stop_at - time.monotonic()
+        send_for = remaining * (1 - _CLOSE_SHARE)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._store_and_send(deliveries), max(send_for, 0))
+
+    async def _store_and_send(self, deliveries: Sequence[asyncio.Future[None]]) -> None:
+        await self._move()
+        for event in self._due.values():
+            event.set()
+        # With `_stopping` set each delivery job ends as soon as its part of the store is empty.
+        await asyncio.gather(*deliveries, return_exceptions=True)
+
+    async def _close(self) -> None:
+        if self._store_open:
+            with suppress(Exception):
+                self.depths = await self._in_time(self._store.stats())
+        self._give_up()
+        closing: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            *((name, destination.close) for name, destination in self._destinations.items()),
+            *((keeper.name, keeper.close) for keeper in self._keepers),
+            ("store", self._store.close),
+        ]
+        for name, close in closing:
+            try:
+                await self._in_time(close())
+            except Exception:
+                logger.warning("%s did not close", name, exc_info=True)
+
+    def _give_up(self) -> None:
+        """Book what is lost with the process."""
+        lost = self._ring.abandon(DropReason.SHUTDOWN)
+        if self._store.level is not Level.MEMORY:
+            if lost:
+                logger.warning("stopped before the store took %d records: they are lost", lost)
+            return
+        for name, depth in self.depths.items():
+            self._ledger.destinations[name].dropped[DropReason.SHUTDOWN] += depth.pending
+        lost += max((depth.pending for depth in self.depths.values()), default=0)
+        self.depths = {
+            name: DestinationDepth(buried=depth.buried) for name, depth in self.depths.items()
+        }
+        if lost:
+            logger.warning("stopped with %d records undelivered: they are lost", lost)
+
+    async def _in_time(self, work: Awaitable[Any]) -> Any:
+        return await asyncio.wait_for(work, max(self._stop_at - time.monotonic(), 0.05))
+
+    # --- ring to store ----------------------------------------------------------------------------
+
+    async def _pump(self) -> None:
+        backoff = 0.0
+        durable = self._store.level is not Level.MEMORY
+        window = min(COMMIT_INTERVAL, self._flush_interval) if durable else self._flush_interval
+        while True:
+            if backoff:
+                await asyncio.sleep(backoff)
+            elif not self._ring.waiting:
+                self._arrived.clear()
+                if not self._ring.waiting:
+                    await self._arrived.wait()
+            if not backoff and not self._ring.under_pressure():
+                await self._linger(window)
+            backoff = 0.0 if await self._move() else min(max(backoff * 2, 0.1), _STORE_BACKOFF_MAX)
+
+    async def _linger(self, seconds: float) -> None:
+        """Let records gather; ends early when the ring is pressed."""
+        end = time.monotonic() + seconds
+        while not self._ring.under_pressure():
+            self._arrived.clear()
+            if self._ring.under_pressure() or (left := end - time.monotonic()) <= 0:
+                return
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+
+    async def _move(self) -> bool:
+        """Bring what is in the ring to the store; returns whether the store took all of it."""
+        async with self._moving:
+            while self._ring.waiting:
+                records = self._ring.take(_CHUNK)
+                left = records
+                try:
+                    left = await self._append(records)
+                except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
+                    self._store_failed(error)
+                finally:
+                    # Also when cancelled: what the store did not promise is still ours.
+                    if left:
+                        self._ring.put_back(left)
+                if left:
+                    return False
+        return True
+
+    async def _append(self, records: list[Record]) -> list[Record]:
+        """Append, book, and return what the store did not take."""
+        if not self._store_open:
+            await self._store.open()
+            self._store_open = True
+        async with self._books_lock:
+            appended = await self._store.append(records, evict=self._evict)
+            self._ring.done(records[: appended.stored])
+            for name, count in appended.evicted.items():
+                self._ledger.destinations[name].dropped[DropReason.OVERFLOW] += count
+            if self._store.level is Level.MEMORY:
+                self.depths = await self._store.stats()
+        if self._store_failing:
+            self._store_failing = False
+            logger.warning("the store takes records again")
+        self._unsent += appended.stored
+        # Records linger in the ring before they come to a store in memory, and in the store
+        # otherwise, because there they are safe.
+        if self._unsent >= self._buffer_size or self._store.level is Level.MEMORY:
+            self._unsent = 0
+            for event in self._due.values():
+                event.set()
+        return records[appended.stored :]
+
+    def _store_failed(self, error: Exception) -> None:
+        if not self._store_failing:
+            self._store_failing = True
+            logger.warning(
+                "the store is not available, records wait in memory: %s: %s",
+                type(error).__name__,
+                error,
+                exc_info=logger.isEnabledFor(logging.DEBUG),
+            )
+
+    # --- the other jobs ---------------------------------------------------------------------------
+
+    async def _deliver(self, destination: Destination) -> None:
+        due = self._due[destination.name]
+        passes = self._passes[destination.name]
+        wait: float | None = None
+        while True:
+            if not self._stopping.is_set():
+                wait = self._flush_interval if wait is None else wait
+                await self._first_of(due.wait(), self._stopping.wait(), timeout=wait)
+            if self._stopping.is_set():
+                destination.gate.last_chance()
+            due.clear()
+            with passes:
+                wait = await self._pass(destination)
+            if self._stopping.is_set():
+                if wait is None or time.monotonic() + wait > self._stop_at:
+                    return
+                await asyncio.sleep(wait)
+
+    async def _pass(self, destination: Destination) -> float | None:
+        """Deliver until nothing is ready (None), or seconds have to be waited for."""
+        if not self._store_open:
+            return None
+        try:
+            while (delay := await destination.attempt()) == 0:
+                pass
+        except Exception as error:  # noqa: BLE001 - plugin meets core: the store raised
+            self._store_failed(error)
+            return _STORE_RETRY
+        return delay
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRY_INTERVAL)
+            if not self._store_open:
+                continue
+            try:
+                if await self._store.release_expired():
+                    for event in self._due.values():
+                        event.set()
+                await self.look()
+            except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
+                self._store_failed(error)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(self._status_interval)
+            status = self._status(await self.look())
+            for destination in self._destinations.values():
+                self._report_ok = await destination.report(status)
+
+    async def _keep(self, keeper: RuleKeeper) -> None:
+        keeper.restore()
+        await self._rules_wanted.wait()
+        while True:
+            delay = await keeper.refresh()
+            if keeper.fetched or keeper.last_error:
+                self._rules_answered.set()
+            await asyncio.sleep(delay)
+
+    async def _first_of(
+        self, *waits: Coroutine[Any, Any, Any], timeout: float | None = None
+    ) -> None:
+        tasks = [asyncio.ensure_future(wait) for wait in waits]
+        try:
+            await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _end(tasks)
+
+
+class _Passes:
+    """Counts the delivery passes of one destination, for those who wait for the next whole one."""
+
+    def __init__(self) -> None:
+        self._running = False
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    def __enter__(self) -> None:
+        self._running = True
+
+    def __exit__(self, *_: object) -> None:
+        self._running = False
+        waiting = [(left - 1, end) for left, end in self._waiting if not end.done()]
+        for left, end in waiting:
+            if left == 0:
+                end.set_result(None)
+        self._waiting = [(left, end) for left, end in waiting if left > 0]
+
+    def next_end(self) -> asyncio.Future[None]:
+        """Done when a pass that begins from now on has ended."""
+        end = asyncio.get_running_loop().create_future()
+        self._waiting.append((2 if self._running else 1, end))
+        return end
+
+
+async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _copy(done: asyncio.Future[Any], future: Future[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    if done.cancelled():
+        future.set_exception(asyncio.CancelledError())
+    elif (error := done.exception()) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(done.result())

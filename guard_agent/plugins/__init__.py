@@ -1,0 +1,1 @@
+"""Built-in plugins. They are registered through entry points, like any other plugin."""
