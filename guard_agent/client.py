@@ -285,16 +285,16 @@ def _loop_runs_here() -> bool:
 
 
 async def _within(future: Future[Any], timeout: float) -> None:
+    wrapped = asyncio.wrap_future(future)
     try:
-        await asyncio.wait_for(asyncio.wrap_future(future), timeout)
-    except asyncio.TimeoutError:
-        logger.debug("the agent did not answer within %.1f s", timeout)
-    except asyncio.CancelledError:
-        # Either our caller is cancelled, which goes on, or the agent ended before it answered.
-        if not future.cancelled():
-            raise
-    except Exception:
-        logger.exception("the agent failed")
+        # Does not cancel what it waits for, so a cancellation here is always our caller's.
+        await asyncio.wait([wrapped], timeout=timeout)
+        if not wrapped.done():
+            logger.debug("the agent did not answer within %.1f s", timeout)
+        elif not wrapped.cancelled() and (error := wrapped.exception()) is not None:
+            logger.error("the agent failed", exc_info=error)
+    finally:
+        wrapped.cancel()
 
 
 def _result(future: Future[Any], timeout: float) -> None:

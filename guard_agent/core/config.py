@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
@@ -25,7 +25,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger("guard_agent.config")
 
@@ -173,7 +175,7 @@ class AgentConfig(BaseModel):
         """
         while path:
             if path in self._origins:
-                return self._origins[path]
+                return self._origins[path] or None
             path = path.rpartition(".")[0]
         return None
 
@@ -185,6 +187,14 @@ class AgentConfig(BaseModel):
                 "must be a non-empty text of printable ASCII without spaces around it, because it "
                 "travels in a header; is the environment variable it comes from set?"
             )
+            raise ValueError(msg)
+        return value
+
+    @field_validator("project_id", "install_id")
+    @classmethod
+    def _check_header_value(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isascii() and value.isprintable()):
+            msg = "must be printable ASCII, because it travels in a header"
             raise ValueError(msg)
         return value
 

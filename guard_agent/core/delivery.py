@@ -170,9 +170,12 @@ class Destination:
         while chunks:
             if sent >= planned + MAX_EXTRA_REQUESTS:
                 break
+            chunk = chunks.pop()
+            if len(chunk) > 1 and _size(chunk) > self._max_bytes:
+                chunks.extend(_halves(chunk, by_bytes=True))  # learned since it was leased
+                continue
             if (delay := self.gate.acquire(self._clock(), urgent=self._urgent())) > 0:
                 return delay
-            chunk = chunks.pop()
             batch = Batch(chunk[0][1].kind, tuple(record for _, record in chunk))
             sent += 1
             result = await self._send(batch)
@@ -258,8 +261,7 @@ class Destination:
 
     def _shrink(self, chunk: Chunk, result: TooLarge) -> None:
         """Remember what was too large, so that the next batch fits at once."""
-        size = sum(len(record.payload) for _, record in chunk)
-        self._max_bytes = max(1024, min(self._max_bytes, result.limit or size // 2))
+        self._max_bytes = max(1024, min(self._max_bytes, result.limit or _size(chunk) // 2))
 
     # --- store and books together -----------------------------------------------------------------
 
@@ -343,7 +345,7 @@ def _halves(chunk: Chunk, *, by_bytes: bool) -> Sequence[Chunk]:
     """Two parts, the first to send at the end. Neither is empty."""
     middle = len(chunk) // 2
     if by_bytes:
-        half = sum(len(record.payload) for _, record in chunk) / 2
+        half = _size(chunk) / 2
         size = 0
         for position, (_, record) in enumerate(chunk):
             size += len(record.payload)
@@ -351,6 +353,10 @@ def _halves(chunk: Chunk, *, by_bytes: bool) -> Sequence[Chunk]:
                 middle = min(max(position + 1, 1), len(chunk) - 1)
                 break
     return chunk[middle:], chunk[:middle]
+
+
+def _size(chunk: Chunk) -> int:
+    return sum([len(record.payload) for _, record in chunk])
 
 
 def _forget(open_ids: dict[str, Record], chunk: Chunk) -> None:

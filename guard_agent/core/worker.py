@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guard_agent.core.interfaces import DestinationDepth, Level
@@ -75,13 +76,14 @@ class Worker:
         self._evict = evict
         self._status = status
 
-        self._loop = asyncio.SelectorEventLoop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         self._arrived = asyncio.Event()
         self._due = {name: asyncio.Event() for name in self._destinations}
         self._passes = {name: _Passes() for name in self._destinations}
         self._unsent = 0
         self._stopping = asyncio.Event()
+        self._finishing = asyncio.Event()
         self._store_open = False
         self._store_failing = False
         self._moving = asyncio.Lock()
@@ -99,8 +101,20 @@ class Worker:
     # --- called from the threads of the application -----------------------------------------------
 
     def start(self) -> None:
-        """Start the thread; returns at once."""
-        self._thread.start()
+        """
+        Start the thread; returns at once.
+
+        Raises:
+            RuntimeError: there can be no further thread.
+        """
+        # Of our own kind, whatever loop policy the host application has set.
+        self._loop = loop = asyncio.SelectorEventLoop()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._loop = None
+            loop.close()
+            raise
 
     @property
     def running(self) -> bool:
@@ -128,7 +142,7 @@ class Worker:
         future: Future[Any] = Future()
 
         def begin() -> None:
-            task = self._loop.create_task(work())
+            task = asyncio.ensure_future(work())
             task.add_done_callback(lambda done: _copy(done, future))
 
         if not self._call(begin):
@@ -142,6 +156,8 @@ class Worker:
         return self._ended
 
     def _call(self, callback: Callable[[], object]) -> bool:
+        if self._loop is None:
+            return False
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:  # the loop is closed: the agent has ended
@@ -156,11 +172,15 @@ class Worker:
 
         Ends when every destination has emptied its part of the store or has to wait.
         """
-        await self._move()
-        ends = [passes.next_end() for passes in self._passes.values()]
-        for event in self._due.values():
-            event.set()
-        await asyncio.gather(*ends)
+        left = len(self._ring) + 1
+        while True:
+            moved = await self._move()
+            before, left = left, self._ring.waiting
+            ends = [passes.next_end() for passes in self._passes.values()]
+            self._set_due()
+            await asyncio.gather(*ends)
+            if moved or left >= before:
+                return  # everything had its turn, or the store is full and stays full
 
     async def first_rules(self, timeout: float) -> None:
         """Wait until a rule source answered for the first time, at most ``timeout`` seconds."""
@@ -179,34 +199,36 @@ class Worker:
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        loop = self._loop
+        assert loop is not None  # noqa: S101 - `start` made it
         inside.agent = True
-        asyncio.set_event_loop(self._loop)
+        asyncio.set_event_loop(loop)
         try:
-            self._loop.run_until_complete(self._main())
+            loop.run_until_complete(self._main())
         except BaseException:
             logger.exception("the agent's thread failed")
         finally:
             with suppress(Exception):
-                self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+                loop.run_until_complete(loop.shutdown_asyncgens())
             asyncio.set_event_loop(None)
-            self._loop.close()
+            loop.close()
             self._ended.set_result(None)
 
     async def _main(self) -> None:
-        jobs: list[Coroutine[Any, Any, None]] = [self._pump(), self._expire(), self._report()]
-        jobs += [self._deliver(destination) for destination in self._destinations.values()]
-        jobs += [self._keep(keeper) for keeper in self._keepers]
+        jobs: list[Callable[[], Awaitable[None]]] = [self._pump, self._expire, self._report]
+        jobs += [partial(self._deliver, d) for d in self._destinations.values()]
+        jobs += [partial(self._keep, keeper) for keeper in self._keepers]
         tasks = [asyncio.ensure_future(self._guard(job)) for job in jobs]
         await self._stopping.wait()
         try:
             await self._last_flush(tasks)
         finally:
-            await _end(tasks)
+            await self._end(tasks)
             await self._close()
 
-    async def _guard(self, job: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, job: Callable[[], Awaitable[None]]) -> None:
         try:
-            await job
+            await job()
         except Exception:
             # A defect of ours must not end the other jobs; it is said, with its traceback.
             logger.exception("a job of the agent failed: %s", job)
@@ -214,18 +236,18 @@ class Worker:
     async def _last_flush(self, tasks: Sequence[asyncio.Future[None]]) -> None:
         """Store what is in the ring, then send until everything is delivered or time is up."""
         pump, deliveries = tasks[0], tasks[3 : 3 + len(self._destinations)]
-        await _end([pump])
-        await _end(tasks[3 + len(self._destinations) :])
+        await self._end([pump, *tasks[3 + len(self._destinations) :]])
         remaining = self._stop_at - time.monotonic()
         send_for = remaining * (1 - _CLOSE_SHARE)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._store_and_send(deliveries), max(send_for, 0))
 
     async def _store_and_send(self, deliveries: Sequence[asyncio.Future[None]]) -> None:
-        await self._move()
-        for event in self._due.values():
-            event.set()
-        # With `_stopping` set each delivery job ends as soon as its part of the store is empty.
+        if not await self._move() and not self._store_failing:
+            await self.flush()  # the store is full and does not evict: send, to make room
+        # From now on each delivery job ends as soon as its part of the store is empty.
+        self._finishing.set()
+        self._set_due()
         await asyncio.gather(*deliveries, return_exceptions=True)
 
     async def _close(self) -> None:
@@ -287,8 +309,7 @@ class Worker:
             self._arrived.clear()
             if self._ring.under_pressure() or (left := end - time.monotonic()) <= 0:
                 return
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left)
+            await _wait(self._arrived, left)
 
     async def _move(self) -> bool:
         """Bring what is in the ring to the store; returns whether the store took all of it."""
@@ -328,8 +349,7 @@ class Worker:
         # otherwise, because there they are safe.
         if self._unsent >= self._buffer_size or self._store.level is Level.MEMORY:
             self._unsent = 0
-            for event in self._due.values():
-                event.set()
+            self._set_due()
         return records[appended.stored :]
 
     def _store_failed(self, error: Exception) -> None:
@@ -349,15 +369,16 @@ class Worker:
         passes = self._passes[destination.name]
         wait: float | None = None
         while True:
-            if not self._stopping.is_set():
+            if not self._finishing.is_set():
                 wait = self._flush_interval if wait is None else wait
-                await self._first_of(due.wait(), self._stopping.wait(), timeout=wait)
-            if self._stopping.is_set():
+                await _wait(due, wait)
+            finishing = self._finishing.is_set()
+            if finishing:
                 destination.gate.last_chance()
             due.clear()
             with passes:
                 wait = await self._pass(destination)
-            if self._stopping.is_set():
+            if finishing:
                 if wait is None or time.monotonic() + wait > self._stop_at:
                     return
                 await asyncio.sleep(wait)
@@ -381,8 +402,7 @@ class Worker:
                 continue
             try:
                 if await self._store.release_expired():
-                    for event in self._due.values():
-                        event.set()
+                    self._set_due()
                 await self.look()
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
                 self._store_failed(error)
@@ -403,14 +423,30 @@ class Worker:
                 self._rules_answered.set()
             await asyncio.sleep(delay)
 
-    async def _first_of(
-        self, *waits: Coroutine[Any, Any, Any], timeout: float | None = None
-    ) -> None:
-        tasks = [asyncio.ensure_future(wait) for wait in waits]
-        try:
-            await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await _end(tasks)
+    def _set_due(self) -> None:
+        for event in self._due.values():
+            event.set()
+
+    async def _end(self, tasks: Sequence[asyncio.Future[Any]]) -> None:
+        """Cancel tasks and see them end, unless a plugin in them resists."""
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(self._stop_at - time.monotonic(), 0.05))
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """
+    Wait for ``event``, which is set when the time is up.
+
+    Not `asyncio.wait_for`: on some versions of Python that swallows a cancellation that comes in
+    the same moment as the event.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()
 
 
 class _Passes:
@@ -436,12 +472,6 @@ class _Passes:
         end = asyncio.get_running_loop().create_future()
         self._waiting.append((2 if self._running else 1, end))
         return end
-
-
-async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _copy(done: asyncio.Future[Any], future: Future[Any]) -> None:

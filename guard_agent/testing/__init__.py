@@ -1,1 +1,1 @@
-"""Tools for tests of plugins and of apps that use the agent. Nothing here is imported by the core."""
+"""Tools for tests of plugins, and of apps that use the agent. The core imports nothing of it."""

@@ -1,0 +1,581 @@
+"""
+A collector that listens on loopback, for tests and demonstrations.
+
+It speaks the ingest API over real sockets: batches and status reports come in, rules go out. It
+runs in a thread with an event loop of its own, so tests without a loop can use it as well::
+
+    with Collector() as collector:
+        agent = guard_agent(AgentConfig(api_key="test-key-123", endpoint=collector.url))
+        ...
+        collector.wait_for(lambda c: len(c.events) >= 3)
+
+It needs aiohttp: ``pip install guard-agent[testing]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import socket
+import threading
+import time
+import zlib
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+Route: TypeAlias = Literal["events", "metrics", "status", "rules"]
+"""What a request is about: the last part of its path."""
+
+MAX_BODY = 16 * 1024 * 1024
+
+_PREFIX = "/api/v1/"
+_METHODS: dict[str, tuple[Route, str]] = {
+    f"{_PREFIX}events": ("events", "POST"),
+    f"{_PREFIX}metrics": ("metrics", "POST"),
+    f"{_PREFIX}status": ("status", "POST"),
+    f"{_PREFIX}rules": ("rules", "GET"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the collector says to one request."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | Mapping[str, Any] | None = None
+    """
+    Bytes are sent as they are, a mapping as JSON. None leaves the body to the collector:
+    ``{"success": true}`` for 200 and 201, the rules for an accepted GET, else nothing.
+    """
+    delay: float = 0.0
+    """Seconds between taking the request in and answering it."""
+    store: bool | None = None
+    """Whether the records count as accepted. None: if ``status`` is 2xx and not ``disconnect``."""
+    disconnect: bool = False
+    """
+    Close the connection instead of answering. With ``store=True`` this is the lost
+    acknowledgement: the collector has the records, the sender does not know.
+    """
+
+    @property
+    def stores(self) -> bool:
+        if self.store is not None:
+            return self.store
+        return 200 <= self.status < 300 and not self.disconnect
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request that came in completely."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+    """Inflated, if it was compressed and could be inflated."""
+    wire_size: int
+    """Bytes of the body as it travelled."""
+    status: int | None
+    """What it is answered with; None when the connection is closed instead."""
+    at: float
+    """`time.monotonic` when it was complete."""
+
+
+class _RefusedError(Exception):
+    """The request is not one the ingest API takes."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.answer = Answer(status, body={"success": False, "detail": detail}, store=False)
+
+
+class Collector:
+    """
+    A collector on ``127.0.0.1``.
+
+    All properties and methods may be used from any thread. The port is chosen at the first start
+    and kept: after ``stop()`` connections are refused, after another ``start()`` the same address
+    answers again, and what was received before is still there.
+
+    Args:
+        api_key: When given, requests without it in ``X-API-Key`` or ``Authorization: Bearer``
+            are answered with 401. A header with another key is never accepted.
+        port: 0 lets the system choose.
+        max_body: Larger bodies, measured inflated, are answered with 413.
+    """
+
+    def __init__(
+        self, api_key: str | None = None, *, port: int = 0, max_body: int = MAX_BODY
+    ) -> None:
+        self._api_key = api_key
+        self._port = port
+        self._max_body = max_body
+
+        # Guards everything below; notified whenever something was received.
+        self._changed = threading.Condition(threading.RLock())
+        self._requests: list[Received] = []
+        self._records: dict[str, list[dict[str, Any]]] = {"events": [], "metrics": []}
+        self._statuses: list[dict[str, Any]] = []
+        self._seen: set[str] = set()
+        self._duplicates: list[dict[str, Any]] = []
+        self._script: deque[tuple[Route | None, Answer]] = deque()
+        self._default: dict[Route | None, Answer] = {}
+        self._rules: tuple[bytes, str] | None = None
+        self._rules_version = 0
+
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """
+        Listen. Does nothing when it already does.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        if self._thread is not None:
+            return self
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            # Connections of the run before may linger on a port that is used again.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self._port))
+            listener.listen(128)
+        except BaseException:
+            listener.close()
+            raise
+        self._port = listener.getsockname()[1]
+
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run,
+            args=(listener, ready),
+            name="guard-agent-collector",
+            daemon=True,
+        )
+        self._thread.start()
+        # Connections are taken from here on, by the kernel's backlog; the loop must be there for
+        # stop() to find it.
+        ready.wait()
+        return self
+
+    def stop(self) -> None:
+        """
+        Close the port and all connections, unanswered requests included.
+
+        Does nothing when it does not listen. Must not be called from a `wait_for` predicate.
+        """
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        loop, stopping = self._loop, self._stopping
+        if loop is not None and stopping is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(stopping.set)
+        thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """What to use as the endpoint: ``http://127.0.0.1:PORT``."""
+        if not self._port:
+            msg = "the collector has no port yet: start() it, or use it in a with statement"
+            raise RuntimeError(msg)
+        return f"http://127.0.0.1:{self._port}"
+
+    # --- what came in -----------------------------------------------------------------------------
+
+    @property
+    def requests(self) -> list[Received]:
+        """Every request so far, refused ones included, in order."""
+        with self._changed:
+            return list(self._requests)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Accepted events, each ``idempotency_key`` once, in order."""
+        with self._changed:
+            return list(self._records["events"])
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Accepted metrics, each ``idempotency_key`` once, in order."""
+        with self._changed:
+            return list(self._records["metrics"])
+
+    @property
+    def statuses(self) -> list[dict[str, Any]]:
+        """Accepted status reports, in order."""
+        with self._changed:
+            return list(self._statuses)
+
+    @property
+    def duplicates(self) -> list[dict[str, Any]]:
+        """Accepted records whose ``idempotency_key`` had been accepted before."""
+        with self._changed:
+            return list(self._duplicates)
+
+    def clear(self) -> None:
+        """
+        Forget what was received; answers and rules stay.
+
+        Keys of records are remembered: a record sent again still counts as a duplicate.
+        """
+        with self._changed:
+            self._requests.clear()
+            self._records["events"].clear()
+            self._records["metrics"].clear()
+            self._statuses.clear()
+            self._duplicates.clear()
+
+    def wait_for(self, predicate: Callable[[Collector], object], timeout: float = 10.0) -> None:
+        """
+        Block until ``predicate(collector)`` is true; it is asked after every request.
+
+        In a coroutine that must let its own loop run meanwhile:
+        ``await asyncio.to_thread(collector.wait_for, predicate)``.
+
+        Raises:
+            TimeoutError: it was not true within ``timeout`` seconds; says what was received.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not predicate(self):
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    msg = f"not within {timeout:.3g} s; {self.summary()}"
+                    raise TimeoutError(msg)
+                self._changed.wait(remaining)
+
+    def summary(self) -> str:
+        """What was received so far, in a few words."""
+        with self._changed:
+            parts = [
+                f"{len(self._records['events'])} events"
+                + _counts(str(event.get("event_type")) for event in self._records["events"]),
+                f"{len(self._records['metrics'])} metrics"
+                + _counts(str(metric.get("metric_type")) for metric in self._records["metrics"]),
+                f"{len(self._statuses)} status reports",
+                f"{len(self._duplicates)} duplicates",
+                f"{len(self._requests)} requests"
+                + _counts(
+                    f"{request.method} {request.path} -> {request.status or 'closed'}"
+                    for request in self._requests
+                ),
+            ]
+            if self._script:
+                parts.append(f"{len(self._script)} scripted answers left")
+        return "received: " + ", ".join(parts)
+
+    # --- what goes out ----------------------------------------------------------------------------
+
+    def answer(self, *answers: Answer, only: Route | None = None) -> None:
+        """
+        Script the answers to the next POSTs, in order; after them the default holds again.
+
+        With ``only`` they wait for requests of that route, ``"rules"`` being the GET. A request
+        refused for its key or its encoding uses up no answer.
+        """
+        with self._changed:
+            self._script.extend((only, answer) for answer in answers)
+
+    def always(self, answer: Answer | None, only: Route | None = None) -> None:
+        """
+        Set the default answer from now on; None restores ``Answer(200)``.
+
+        With ``only`` it holds for that route and goes before the general one, which never covers
+        ``"rules"``.
+        """
+        with self._changed:
+            if answer is None:
+                self._default.pop(only, None)
+            else:
+                self._default[only] = answer
+
+    def publish(self, rules: Mapping[str, Any] | None) -> dict[str, Any]:
+        """
+        Serve ``rules`` from now on; None withdraws them, which is answered with 204.
+
+        A missing ``rule_id``, ``version`` or ``timestamp`` is filled in, the version one above
+        the highest so far.
+
+        Returns:
+            The document as it is served; empty when withdrawn.
+        """
+        with self._changed:
+            if rules is None:
+                self._rules = None
+                return {}
+            document = {
+                "rule_id": "collector-rules",
+                "version": self._rules_version + 1,
+                "timestamp": datetime.now(timezone.utc).isoformat(),
+                **rules,
+            }
+            if isinstance(document["version"], int):
+                self._rules_version = max(self._rules_version, document["version"])
+            body = json.dumps(document, default=_encode_other).encode()
+            self._rules = (body, f'"{blake2b(body, digest_size=8).hexdigest()}"')
+        return document
+
+    # --- the server, on its own loop --------------------------------------------------------------
+
+    def _run(self, listener: socket.socket, ready: threading.Event) -> None:
+        try:
+            asyncio.run(self._serve(listener, ready))
+        finally:
+            ready.set()
+            listener.close()
+
+    async def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
+        loop = self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        listener.setblocking(False)
+        # Bodies are inflated here, within a bound; aiohttp would do it without telling the size.
+        server = web.Server(self._handle, auto_decompress=False, access_log=None)
+        stopped = loop.create_task(self._stopping.wait())
+        ready.set()
+        # Accepting here and not in create_server(): a connection that is taken while an asyncio
+        # server closes can stay open for ever.
+        try:
+            while not self._stopping.is_set():
+                accepting = loop.create_task(loop.sock_accept(listener))
+                await asyncio.wait({accepting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if accepting.cancel():
+                    continue
+                with suppress(ConnectionError):  # it is already gone again
+                    connection, _ = accepting.result()
+                    await loop.connect_accepted_socket(server, connection)
+        finally:
+            listener.close()
+            for open_connection in server.connections:
+                if open_connection.transport is not None:
+                    open_connection.transport.abort()
+            await server.shutdown(timeout=1.0)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        wire = b""
+        body = b""
+        try:
+            wire = body = await self._read(request)
+            route = self._check(request)
+            body = _inflate(wire, request.headers.get("Content-Encoding"), self._max_body)
+            with self._changed:
+                answer = self._next_answer(route)
+                if answer.stores and route != "rules":
+                    self._store(route, _parse(route, body))
+                response = self._respond(request, route, answer)
+                self._note(request, body, len(wire), None if answer.disconnect else response.status)
+        except _RefusedError as refused:
+            answer = refused.answer
+            response = _response(answer)
+            self._note(request, body, len(wire), answer.status)
+        except ConnectionError:  # the sender, or stop(), closed it before the body was complete
+            return self._close(request)
+
+        if answer.delay and await self._is_stopped_within(answer.delay):
+            return self._close(request)
+        if answer.disconnect:
+            return self._close(request)
+        return response
+
+    async def _read(self, request: web.BaseRequest) -> bytes:
+        chunks = bytearray()
+        async for chunk in request.content.iter_any():
+            chunks += chunk
+            if len(chunks) > self._max_body:
+                raise _too_large(self._max_body)
+        return bytes(chunks)
+
+    def _check(self, request: web.BaseRequest) -> Route:
+        known = _METHODS.get(request.path)
+        if known is None:
+            raise _RefusedError(404, f"there is no {request.path}")
+        route, method = known
+        if request.method != method:
+            raise _RefusedError(405, f"{request.path} takes {method}")
+        if not self._is_authentic(request):
+            raise _RefusedError(401, "the key is missing or not known")
+        if method == "POST" and request.content_type != "application/json":
+            raise _RefusedError(415, f"not JSON but {request.content_type}")
+        return route
+
+    def _is_authentic(self, request: web.BaseRequest) -> bool:
+        if self._api_key is None:
+            return True
+        given = []
+        if (key := request.headers.get("X-API-Key")) is not None:
+            given.append(key)
+        if (authorization := request.headers.get("Authorization")) is not None:
+            given.append(authorization.removeprefix("Bearer "))
+        expected = self._api_key.encode()
+        # aiohttp decodes headers with surrogateescape; a key may hold any byte.
+        return bool(given) and all(
+            hmac.compare_digest(key.encode(errors="surrogateescape"), expected) for key in given
+        )
+
+    def _next_answer(self, route: Route) -> Answer:
+        for position, (only, answer) in enumerate(self._script):
+            if only == route or (only is None and route != "rules"):
+                del self._script[position]
+                return answer
+        general = None if route == "rules" else self._default.get(None)
+        return self._default.get(route) or general or Answer()
+
+    def _store(self, route: Route, document: dict[str, Any]) -> None:
+        if route == "status":
+            self._statuses.append(document)
+            return
+        for name, records in self._records.items():
+            for record in document.get(name) or []:
+                key = record.get("idempotency_key")
+                if key is not None and key in self._seen:
+                    self._duplicates.append(record)
+                    continue
+                if key is not None:
+                    self._seen.add(key)
+                records.append(record)
+
+    def _respond(self, request: web.BaseRequest, route: Route, answer: Answer) -> web.Response:
+        if route != "rules" or answer.body is not None or answer.status != 200:
+            return _response(answer)
+        if self._rules is None:
+            return web.Response(status=204, headers=answer.headers)
+        body, tag = self._rules
+        headers = {"ETag": tag, **answer.headers}
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, headers={"Content-Type": "application/json", **headers})
+
+    def _note(
+        self, request: web.BaseRequest, body: bytes, wire_size: int, status: int | None
+    ) -> None:
+        received = Received(
+            method=request.method,
+            path=request.path,
+            headers={name.lower(): value for name, value in request.headers.items()},
+            body=body,
+            wire_size=wire_size,
+            status=status,
+            at=time.monotonic(),
+        )
+        with self._changed:
+            self._requests.append(received)
+            self._changed.notify_all()
+
+    async def _is_stopped_within(self, seconds: float) -> bool:
+        if self._stopping is None:
+            return True
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def _close(self, request: web.BaseRequest) -> web.Response:
+        # aiohttp wants a response to be returned; it can no longer be written.
+        if request.transport is not None:
+            request.transport.close()
+        return web.Response()
+
+
+def _counts(names: Iterable[str]) -> str:
+    counts = Counter(names)
+    if not counts:
+        return ""
+    return " (" + ", ".join(f"{name}: {count}" for name, count in counts.most_common()) + ")"
+
+
+def _encode_other(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    msg = f"rules cannot hold {type(value).__name__}"
+    raise TypeError(msg)
+
+
+def _too_large(limit: int) -> _RefusedError:
+    return _RefusedError(413, f"the body is larger than {limit} bytes")
+
+
+def _inflate(wire: bytes, encoding: str | None, limit: int) -> bytes:
+    if encoding in (None, "identity"):
+        return wire
+    if encoding != "gzip":
+        raise _RefusedError(415, f"Content-Encoding {encoding} is not supported")
+    inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        body = inflater.decompress(wire, limit + 1)
+    except zlib.error as error:
+        raise _RefusedError(400, f"not gzip: {error}") from error
+    if len(body) > limit:
+        raise _too_large(limit)
+    if not inflater.eof or inflater.unused_data:
+        raise _RefusedError(400, "not one complete gzip member")
+    return body
+
+
+def _refuse_constant(name: str) -> Any:
+    msg = f"{name} is not JSON"
+    raise ValueError(msg)
+
+
+def _parse(route: Route, body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise _RefusedError(400, f"not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise _RefusedError(422, "not a JSON object")
+    if route == "status":
+        return document
+    if route not in document:
+        raise _RefusedError(422, f"has no {route}")
+    for name in ("events", "metrics"):
+        records = document.get(name) or []
+        if not isinstance(records, list) or not all(isinstance(item, dict) for item in records):
+            raise _RefusedError(422, f"{name} is not a list of objects")
+        if not all(isinstance(item.get("idempotency_key", ""), str) for item in records):
+            raise _RefusedError(422, f"an idempotency_key in {name} is not a string")
+    return document
+
+
+def _response(answer: Answer) -> web.Response:
+    body = answer.body
+    if body is None and answer.status in (200, 201):
+        body = {"success": True}
+    if body is None or isinstance(body, bytes):
+        return web.Response(status=answer.status, headers=answer.headers, body=body)
+    return web.Response(
+        status=answer.status,
+        headers={"Content-Type": "application/json", **answer.headers},
+        body=json.dumps(body).encode(),
+    )

@@ -1,0 +1,474 @@
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+from typing import Any
+
+import httpx
+import pytest
+
+from guard_agent.testing.collector import Answer, Collector
+
+pytest_plugins = ["pytester"]
+
+
+def event(key: str = "k1", **fields: Any) -> dict[str, Any]:
+    return {"idempotency_key": key, "event_type": "ip_banned", **fields}
+
+
+def post(collector: Collector, *events: dict[str, Any], **request: Any) -> httpx.Response:
+    request.setdefault("json", {"events": list(events)})
+    return httpx.post(f"{collector.url}/api/v1/events", trust_env=False, verify=False, **request)
+
+
+def get_rules(collector: Collector, **headers: str) -> httpx.Response:
+    return httpx.get(
+        f"{collector.url}/api/v1/rules", headers=headers, trust_env=False, verify=False
+    )
+
+
+@pytest.fixture
+def collector():
+    with Collector() as collector:
+        yield collector
+
+
+# --- taking in ------------------------------------------------------------------------------------
+
+
+def test_an_event_is_kept_as_it_came(collector):
+    response = post(collector, event(metadata={"a": [1, "ü"]}))
+
+    assert (response.status_code, response.json()) == (200, {"success": True})
+    assert collector.events == [event(metadata={"a": [1, "ü"]})]
+    assert collector.metrics == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_any_number_of_records_makes_a_batch(collector, count):
+    post(collector, *(event(str(number)) for number in range(count)))
+
+    assert [item["idempotency_key"] for item in collector.events] == [str(n) for n in range(count)]
+
+
+def test_a_batch_model_with_both_kinds_is_sorted(collector):
+    post(collector, json={"events": [event()], "metrics": [{"idempotency_key": "m", "value": 1}]})
+
+    assert len(collector.events) == 1
+    assert collector.metrics == [{"idempotency_key": "m", "value": 1}]
+
+
+def test_metrics_and_status_have_paths_of_their_own(collector):
+    for path, body in (("metrics", {"metrics": [{"value": 2.5}]}), ("status", {"uptime": 1})):
+        url = f"{collector.url}/api/v1/{path}"
+        assert httpx.post(url, json=body, trust_env=False).status_code == 200
+
+    assert collector.metrics == [{"value": 2.5}]
+    assert collector.statuses == [{"uptime": 1}]
+
+
+def test_a_record_sent_twice_counts_once(collector):
+    post(collector, event("a"), event("b"))
+    post(collector, event("b"), event("c"))
+
+    assert [item["idempotency_key"] for item in collector.events] == ["a", "b", "c"]
+    assert collector.duplicates == [event("b")]
+
+
+def test_records_without_a_key_are_never_duplicates(collector):
+    post(collector, {"event_type": "x"}, {"event_type": "x"})
+
+    assert len(collector.events) == 2
+    assert collector.duplicates == []
+
+
+def test_a_request_is_noted_with_what_travelled(collector):
+    body = json.dumps({"events": [event(reason="x" * 5000)]}).encode()
+    wire = gzip.compress(body)
+    post(
+        collector,
+        json=None,
+        content=wire,
+        headers={
+            "Content-Type": "application/json",
+            "Content-Encoding": "gzip",
+            "X-Project-ID": "Shop",
+        },
+    )
+
+    [request] = collector.requests
+    assert (request.method, request.path, request.status) == ("POST", "/api/v1/events", 200)
+    assert request.headers["x-project-id"] == "Shop"
+    assert request.body == body
+    assert request.wire_size == len(wire) < len(body)
+
+
+def test_urllib_and_an_async_client_are_served_too(collector):
+    request = urllib.request.Request(
+        f"{collector.url}/api/v1/events",
+        data=json.dumps({"events": [event()]}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=5) as response:
+        assert response.status == 200
+    assert len(collector.events) == 1
+
+
+async def test_one_connection_carries_many_requests(collector):
+    async with httpx.AsyncClient(base_url=collector.url, trust_env=False) as client:
+        for number in range(5):
+            await client.post("/api/v1/events", json={"events": [event(str(number))]})
+
+    assert len(collector.events) == 5
+
+
+def test_clear_forgets_records_but_still_knows_their_keys(collector):
+    post(collector, event("a"))
+    collector.clear()
+    assert (collector.events, collector.requests) == ([], [])
+
+    post(collector, event("a"))
+    assert collector.events == []
+    assert collector.duplicates == [event("a")]
+
+
+# --- refusing -------------------------------------------------------------------------------------
+
+JSON = {"Content-Type": "application/json"}
+GZIP = {**JSON, "Content-Encoding": "gzip"}
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{", JSON, 400),
+        (b"", JSON, 400),
+        (b"[" * 100_000, JSON, 400),
+        (b'{"events": [{"value": NaN}]}', JSON, 400),
+        (b"[]", JSON, 422),
+        (b"{}", JSON, 422),
+        (b'{"metrics": []}', JSON, 422),
+        (b'{"events": 1}', JSON, 422),
+        (b'{"events": [1]}', JSON, 422),
+        (b'{"events": [{"idempotency_key": {}}]}', JSON, 422),
+        (b'{"events": []}', {"Content-Type": "text/plain"}, 415),
+        (b'{"events": []}', {**JSON, "Content-Encoding": "br"}, 415),
+        (b'{"events": []}', GZIP, 400),
+        (gzip.compress(b'{"events": []}')[:-4], GZIP, 400),
+        (gzip.compress(b'{"events": []}') + b"more", GZIP, 400),
+    ],
+)
+def test_what_is_no_batch_is_refused_and_noted(collector, content, headers, status):
+    response = post(collector, json=None, content=content, headers=headers)
+
+    assert response.status_code == status
+    assert response.json()["detail"]
+    assert [request.status for request in collector.requests] == [status]
+    assert collector.events == []
+
+
+def test_a_body_is_bounded_after_inflation():
+    bomb = gzip.compress(b" " * 1_000_000)
+    assert len(bomb) < 2000
+    with Collector(max_body=2000) as collector:
+        response = post(collector, json=None, content=bomb, headers=GZIP)
+
+    assert response.status_code == 413
+
+
+def test_a_body_is_bounded_on_the_wire():
+    with Collector(max_body=100) as collector:
+        assert post(collector, event(reason="x" * 100)).status_code == 413
+        assert post(collector, event()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"X-API-Key": "wrong"}, 401),
+        ({"X-API-Key": "k\xff".encode("latin-1")}, 401),
+        ({"X-API-Key": "secret"}, 200),
+        ({"Authorization": "Bearer secret"}, 200),
+        ({"Authorization": "Bearer secret", "X-API-Key": "secret"}, 200),
+        ({"Authorization": "Bearer wrong", "X-API-Key": "secret"}, 401),
+    ],
+)
+def test_with_a_key_only_requests_that_carry_it_are_taken(headers, status):
+    with Collector(api_key="secret") as collector:
+        assert post(collector, event(), headers=headers).status_code == status
+        assert get_rules(collector).status_code == 401
+        assert len(collector.events) == (1 if status == 200 else 0)
+
+
+def test_unknown_paths_and_wrong_methods_are_told_apart(collector):
+    with httpx.Client(base_url=collector.url, trust_env=False) as client:
+        assert client.post("/api/v1/api/v1/events", json={}).status_code == 404
+        assert client.get("/api/v1/events").status_code == 405
+        assert client.post("/api/v1/rules", json={}).status_code == 405
+
+
+# --- answering ------------------------------------------------------------------------------------
+
+
+def test_scripted_answers_come_in_order_and_then_the_default(collector):
+    collector.answer(Answer(500), Answer(429, headers={"Retry-After": "3"}), Answer(202))
+
+    responses = [post(collector, event(str(number))) for number in range(4)]
+
+    assert [response.status_code for response in responses] == [500, 429, 202, 200]
+    assert responses[1].headers["Retry-After"] == "3"
+    assert [item["idempotency_key"] for item in collector.events] == ["2", "3"]
+
+
+def test_answers_for_one_route_wait_for_it(collector):
+    collector.answer(Answer(503), only="metrics")
+
+    assert post(collector, event()).status_code == 200
+    metrics = f"{collector.url}/api/v1/metrics"
+    statuses = [httpx.post(metrics, json={"metrics": []}, trust_env=False) for _ in range(2)]
+    assert [response.status_code for response in statuses] == [503, 200]
+
+
+def test_a_script_for_posts_leaves_the_rules_alone(collector):
+    collector.answer(Answer(500))
+
+    assert get_rules(collector).status_code == 204
+    assert post(collector, event()).status_code == 500
+
+
+def test_the_default_answer_holds_until_it_is_restored(collector):
+    collector.always(Answer(503))
+    assert [post(collector, event()).status_code for _ in range(2)] == [503, 503]
+    assert get_rules(collector).status_code == 204
+
+    collector.always(None)
+    assert post(collector, event()).status_code == 200
+    assert collector.events == [event()]
+
+
+def test_a_default_for_one_route_goes_before_the_general_one(collector):
+    collector.always(Answer(503))
+    collector.always(Answer(201), only="events")
+    collector.always(Answer(500), only="rules")
+
+    assert post(collector, event()).status_code == 201
+    assert get_rules(collector).status_code == 500
+
+
+@pytest.mark.parametrize("body", [b"<html>", {"success": False}])
+def test_an_answer_says_what_it_is_told_to(collector, body):
+    collector.answer(Answer(200, body=body))
+
+    response = post(collector, event())
+
+    assert response.content == (body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def test_an_answer_can_accept_without_storing(collector):
+    collector.answer(Answer(200, store=False))
+
+    assert post(collector, event()).status_code == 200
+    assert collector.events == []
+
+
+def test_a_lost_acknowledgement_stores_and_closes(collector):
+    collector.answer(Answer(store=True, disconnect=True))
+    with pytest.raises(httpx.RemoteProtocolError):
+        post(collector, event())
+    assert [request.status for request in collector.requests] == [None]
+
+    post(collector, event())
+    assert collector.events == [event()]
+    assert collector.duplicates == [event()]
+
+
+def test_a_plain_disconnect_stores_nothing(collector):
+    collector.answer(Answer(disconnect=True))
+    with pytest.raises(httpx.RemoteProtocolError):
+        post(collector, event())
+
+    assert collector.events == []
+
+
+def test_a_delayed_answer_comes_late_and_complete(collector):
+    collector.answer(Answer(delay=0.2))
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{collector.url}/api/v1/events", json={"events": []}, timeout=0.05)
+
+    collector.answer(Answer(delay=0.05))
+    assert post(collector, event()).status_code == 200
+
+
+def test_stop_does_not_wait_for_a_delayed_answer():
+    collector = Collector().start()
+    collector.answer(Answer(delay=3600))
+    host, port = collector.url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection.request("POST", "/api/v1/events", b'{"events": []}', JSON)
+    collector.wait_for(lambda c: c.requests)
+
+    collector.stop()
+
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+        connection.getresponse()
+    connection.close()
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+def test_without_rules_the_answer_is_204(collector):
+    assert get_rules(collector).status_code == 204
+
+
+def test_published_rules_are_completed_and_served_with_an_etag(collector):
+    published = collector.publish({"ip_blacklist": ["198.51.100.7"]})
+    response = get_rules(collector)
+
+    assert response.json() == published
+    assert published["ip_blacklist"] == ["198.51.100.7"]
+    assert published["version"] == 1
+    assert {"rule_id", "timestamp"} <= published.keys()
+    assert get_rules(collector, **{"If-None-Match": response.headers["ETag"]}).status_code == 304
+
+
+def test_new_rules_have_a_higher_version_and_another_etag(collector):
+    collector.publish({"version": 7})
+    tag = get_rules(collector).headers["ETag"]
+    collector.publish({})
+
+    response = get_rules(collector, **{"If-None-Match": tag})
+    assert response.json()["version"] == 8
+
+
+def test_an_older_version_can_be_published_on_purpose(collector):
+    collector.publish({"version": 7})
+    assert collector.publish({"version": 3})["version"] == 3
+    assert collector.publish({})["version"] == 8
+
+
+def test_withdrawn_rules_are_gone(collector):
+    collector.publish({})
+    collector.publish(None)
+    assert get_rules(collector).status_code == 204
+
+
+def test_the_rules_route_can_be_scripted(collector):
+    collector.publish({})
+    collector.answer(Answer(500), Answer(200, body=b"garbage"), only="rules")
+
+    assert get_rules(collector).status_code == 500
+    assert get_rules(collector).content == b"garbage"
+    assert get_rules(collector).json()["version"] == 1
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def test_wait_for_returns_when_a_request_makes_it_true(collector):
+    thread = threading.Thread(target=post, args=(collector, event()))
+    thread.start()
+    collector.wait_for(lambda c: len(c.events) == 1)
+    thread.join()
+
+
+def test_wait_for_says_what_it_got_instead(collector):
+    post(collector, event("a"), event("b", event_type="rate_limited"))
+    collector.answer(Answer(503))
+    post(collector, event("c"))
+    collector.answer(Answer(500))
+
+    with pytest.raises(TimeoutError) as caught:
+        collector.wait_for(lambda c: len(c.events) == 3, timeout=0)
+
+    message = str(caught.value)
+    assert "2 events (ip_banned: 1, rate_limited: 1)" in message
+    assert "POST /api/v1/events -> 503: 1" in message
+    assert "1 scripted answers left" in message
+
+
+def test_an_error_in_the_predicate_reaches_the_caller(collector):
+    with pytest.raises(ZeroDivisionError):
+        collector.wait_for(lambda c: 1 / len(c.events))
+    assert post(collector, event()).status_code == 200
+
+
+# --- life -----------------------------------------------------------------------------------------
+
+
+def test_a_stopped_collector_refuses_and_comes_back_with_all_it_knew():
+    collector = Collector()
+    with collector:
+        url = collector.url
+        post(collector, event("a"))
+    with pytest.raises(httpx.ConnectError):
+        post(collector, event("b"))
+
+    with collector:
+        assert collector.url == url
+        post(collector, event("a"), event("b"))
+    assert [item["idempotency_key"] for item in collector.events] == ["a", "b"]
+    assert collector.duplicates == [event("a")]
+
+
+def test_start_and_stop_may_be_repeated():
+    collector = Collector()
+    collector.stop()
+    assert collector.start() is collector.start()
+    assert post(collector, event()).status_code == 200
+    collector.stop()
+    collector.stop()
+
+
+def test_another_collector_can_take_a_port_over():
+    with Collector() as first:
+        port = int(first.url.rpartition(":")[2])
+    with Collector(port=port) as second:
+        assert post(second, event()).status_code == 200
+
+
+def test_a_taken_port_is_an_error():
+    with Collector() as first, pytest.raises(OSError, match="in use"):
+        Collector(port=int(first.url.rpartition(":")[2])).start()
+
+
+def test_stop_ends_the_thread_and_open_connections():
+    before = threading.active_count()
+    collector = Collector().start()
+    with socket.create_connection(("127.0.0.1", int(collector.url.rpartition(":")[2]))) as idle:
+        idle.sendall(b"POST /api/v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        collector.stop()
+        idle.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert idle.recv(1) == b""
+
+    assert threading.active_count() == before
+    assert collector.requests == []
+
+
+def test_without_a_port_there_is_no_url():
+    with pytest.raises(RuntimeError, match="start"):
+        _ = Collector().url
+
+
+def test_the_fixture_is_there_when_it_is_asked_for(pytester):
+    pytester.makeconftest('pytest_plugins = ["guard_agent.testing.pytest_plugin"]')
+    pytester.makepyfile(
+        """
+        import urllib.request
+
+        def test_it(guard_collector):
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            opener.open(guard_collector.url + "/api/v1/rules", timeout=5).close()
+            assert [request.status for request in guard_collector.requests] == [204]
+        """
+    )
+    pytester.runpytest_inprocess("-q", "-p", "no:asyncio").assert_outcomes(passed=1)
