@@ -1,0 +1,30 @@
+"""
+Delivery over HTTP: the transport ``http``.
+
+`CollectorClient` is for other plugins that talk to the same collector, such as the one that polls
+for rules.
+"""
+
+from __future__ import annotations
+
+from guard_agent import hookimpl
+from guard_agent_http.answers import Answer, parse_retry_after, status_verdict
+from guard_agent_http.client import CollectorClient, CollectorSettings
+from guard_agent_http.resolver import ThreadResolver
+from guard_agent_http.transport import HttpSettings, HttpTransport
+
+__all__ = [
+    "Answer",
+    "CollectorClient",
+    "CollectorSettings",
+    "HttpSettings",
+    "HttpTransport",
+    "ThreadResolver",
+    "parse_retry_after",
+    "status_verdict",
+]
+
+
+@hookimpl
+def guard_agent_transports() -> list[type[HttpTransport]]:
+    return [HttpTransport]

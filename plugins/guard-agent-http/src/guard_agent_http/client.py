@@ -1,0 +1,398 @@
+"""Requests to the collector: one session, one deadline per request, bounded answers."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+from base64 import b64encode
+from typing import TYPE_CHECKING, Literal, cast
+from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the second one
+    getproxies_environment,
+    proxy_bypass_environment,
+)
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+from pydantic import Field, SecretStr, field_validator
+from yarl import URL
+
+from guard_agent import Paused, PluginSettings, Retry, __version__, check_endpoint
+from guard_agent_http.answers import Answer, one_line
+from guard_agent_http.install import resolve_install_id
+from guard_agent_http.resolver import ThreadResolver
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiohttp.abc import AbstractResolver
+    from aiohttp.connector import Connection
+    from typing_extensions import Self
+
+    from guard_agent import AgentConfig
+
+logger = logging.getLogger("guard_agent.http")
+
+DEFAULT_ANSWER_BYTES = 64 * 1024
+_CONNECTIONS = 2
+_CHUNK = 64 * 1024
+
+# Everything that can go wrong between here and a complete answer.
+_WIRE_ERRORS = (aiohttp.ClientError, HttpProcessingError, asyncio.TimeoutError, OSError)
+
+
+class CollectorSettings(PluginSettings):
+    """Settings of every plugin that talks to a collector. None means: as the agent has it."""
+
+    endpoint: str | None = Field(default=None, description="Address of the collector")
+    api_key: SecretStr | None = Field(default=None, description="Key at the collector")
+    project_id: str | None = Field(default=None, description="Project the records belong to")
+    deadline: float = Field(
+        default=10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds one request may take in all, at most the agent's timeout",
+    )
+    connect_timeout: float = Field(
+        default=3.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds to find and reach the collector, TLS included",
+    )
+    use_proxy_environment: bool = Field(
+        default=True,
+        description="Honour HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; loopback never is",
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        return None if value is None else check_endpoint(value)
+
+    @field_validator("project_id")
+    @classmethod
+    def _check_project_id(cls, value: str | None) -> str | None:
+        return None if value is None else header_value("project_id", value)
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            header_value("api_key", value.get_secret_value())
+        return value
+
+
+class CollectorClient:
+    """
+    Makes requests to one collector and brings back answers, or what to do without one.
+
+    Construction does no I/O. After ``open()`` everything runs on the event loop that called it.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        api_key: str,
+        project_id: str | None = None,
+        install_id: str | None = None,
+        deadline: float = 10.0,
+        connect_timeout: float = 3.0,
+        use_proxy_environment: bool = True,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        """
+        Keep the arguments.
+
+        Without ``install_id`` the one of this machine is read or made in ``open()``. A
+        ``resolver`` that is passed stays the caller's to close.
+
+        Raises:
+            ValueError: naming the argument that cannot be used.
+        """
+        self._url = URL(check_endpoint(endpoint))
+        self._api_key = header_value("api_key", api_key)
+        self._headers = {
+            "X-API-Key": self._api_key,
+            "Authorization": f"Bearer {self._api_key}",
+            "User-Agent": f"guard-agent/{__version__}",
+            "Accept": "application/json",
+            # What is not compressed cannot unfold to gigabytes.
+            "Accept-Encoding": "identity",
+        }
+        if project_id:
+            self._headers["X-Project-ID"] = header_value("project_id", project_id)
+        if install_id:
+            self._headers["X-Agent-Install-Id"] = header_value("install_id", install_id)
+        self._deadline = deadline
+        self._connect_timeout = connect_timeout
+        self._use_proxy_environment = use_proxy_environment
+        self._given_resolver = resolver
+        self._resolver: AbstractResolver | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._proxy: URL | None = None
+        self._proxy_headers: dict[str, str] = {}
+
+    @classmethod
+    def configured(cls, settings: CollectorSettings, config: AgentConfig) -> Self:
+        """Make the client that ``settings`` describe; what they leave open is as in ``config``."""
+        own_key = settings.api_key
+        return cls(
+            endpoint=settings.endpoint or config.endpoint,
+            api_key=config.api_key if own_key is None else own_key.get_secret_value(),
+            project_id=settings.project_id or config.project_id,
+            install_id=config.install_id,
+            deadline=min(settings.deadline, config.timeout),
+            connect_timeout=settings.connect_timeout,
+            use_proxy_environment=settings.use_proxy_environment,
+        )
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port of the collector, the port always included."""
+        host = self._url.raw_host or ""
+        shown = f"[{host}]" if ":" in host else host
+        return f"{self._url.scheme}://{shown}:{self._url.port}"
+
+    async def open(self) -> None:
+        """Make the session. Connects to nothing yet; does nothing when it is open."""
+        if self._session is not None:
+            return
+        if "X-Agent-Install-Id" not in self._headers:
+            self._headers["X-Agent-Install-Id"] = resolve_install_id()
+        if self._use_proxy_environment:
+            self._proxy, self._proxy_headers = environment_proxy(self._url)
+        self._resolver = self._given_resolver or ThreadResolver()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=_CONNECTIONS, resolver=self._resolver, use_dns_cache=False
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=self._deadline,
+                connect=self._connect_timeout,
+                sock_connect=self._connect_timeout,
+                ceil_threshold=float("inf"),  # otherwise five seconds and more are rounded up
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=_CHUNK,
+            response_class=_Response,
+            # Not trust_env: it runs in the loop's executor, which refuses work when the
+            # interpreter is ending, and it takes credentials for the collector from ~/.netrc.
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent, and safe without ``open()``."""
+        session, self._session = self._session, None
+        resolver, self._resolver = self._resolver, None
+        if resolver is not None and resolver is not self._given_resolver:
+            await resolver.close()
+        if session is not None:
+            await session.close()
+            # Sockets are closed in the loop's next turn; without it they would be garbage.
+            await asyncio.sleep(0)
+
+    async def request(
+        self,
+        method: Literal["GET", "POST"],
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        max_answer_bytes: int = DEFAULT_ANSWER_BYTES,
+    ) -> Answer | Retry | Paused:
+        """
+        Make one request to ``path`` below the endpoint.
+
+        The deadline covers everything from looking up the name to the last byte of the answer.
+        Redirects are answers. Of the body at most ``max_answer_bytes`` are read, then the
+        connection is closed.
+
+        Returns:
+            The answer, or `Retry` or `Paused` when there is none.
+
+        Raises:
+            RuntimeError: when the client is not open.
+        """
+        session = self._session
+        if session is None:
+            msg = "open() the collector client before the first request"
+            raise RuntimeError(msg)
+        # With each request and not with the session, whose headers aiohttp sends to proxies too.
+        sent = {**self._headers, **(headers or {})}
+        if body is not None:
+            sent.setdefault("Content-Type", "application/json")
+        if self._url.scheme == "http":
+            sent.update(self._proxy_headers)  # there is no tunnel: the proxy reads this request
+        try:
+            opened = await session.request(
+                method,
+                self._url / path.lstrip("/"),
+                data=body,
+                headers=sent,
+                allow_redirects=False,
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
+            )
+        except _WIRE_ERRORS as error:
+            return self._translate(error)
+
+        response = cast("_Response", opened)  # the session was told to make these
+        healthy = False
+        try:
+            content, complete = bytearray(), False
+            try:
+                complete = await _read(response, content, max_answer_bytes)
+            except _WIRE_ERRORS as error:
+                if response.status < 300:
+                    return self._translate(error)
+                # A refusal counts without its explanation: many a server sends 413 and hangs up
+                # on the rest of the body.
+            # A server that refused has perhaps not read the request to its end, and would take
+            # the rest of it for the next one.
+            healthy = complete and (response.status < 300 or response.status == 304)
+        finally:
+            if not (healthy and response.idle):
+                response.abort()
+        return Answer(
+            status=response.status,
+            headers=response.headers,
+            body=bytes(content),
+            complete=complete,
+            excerpt=self._excerpt(content),
+        )
+
+    def _excerpt(self, content: bytearray) -> str:
+        text = content[:4096].decode("utf-8", "replace")
+        return one_line(text.replace(self._api_key, "***"))
+
+    def _translate(  # noqa: PLR0911 - one return per kind of error
+        self, error: BaseException
+    ) -> Retry | Paused:
+        place = self.origin
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return Paused(f"the certificate of {place} is not valid: {self._say(error)}")
+        if isinstance(error, aiohttp.InvalidURL):
+            return Paused(f"{place} is not a valid address: check endpoint")
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            if error.status == 407:
+                return Paused("the proxy wants credentials (407): check the proxy settings")
+            return Retry(f"the proxy answered {error.status}")
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return Retry(f"no connection to {place} within {self._connect_timeout:g} s")
+        if isinstance(error, asyncio.TimeoutError):
+            return Retry(f"no complete answer from {place} within {self._deadline:g} s")
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            return Retry(f"cannot find the address of {error.host}: {self._say(error.os_error)}")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            target = f"{error.host}:{error.port}"
+            return Retry(f"cannot connect to {target}: {self._say(error.os_error)}")
+        if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
+            return Retry(f"protocol: {place} did not answer in HTTP: {self._say(error)}")
+        return Retry(f"the connection to {place} broke: {self._say(error)}")
+
+    def _say(self, error: BaseException) -> str:
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            error = error.certificate_error
+        if isinstance(error, aiohttp.ClientResponseError):
+            text = error.message
+        elif isinstance(error, OSError) and error.strerror:
+            text = error.strerror
+        elif isinstance(error, OSError) and error.errno:
+            text = os.strerror(error.errno)
+        else:
+            text = str(error) or type(error).__name__
+        return one_line(text.replace(self._api_key, "***"))
+
+
+class _Response(aiohttp.ClientResponse):
+    """
+    A response whose connection can be cut.
+
+    Closing a connection waits until everything written is sent. To a collector that has stopped
+    reading that is for ever, and each attempt would leave a socket behind.
+    """
+
+    _wire: asyncio.Transport | None = None
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        self._wire = connection.transport
+        try:
+            return await super().start(connection)
+        except BaseException:
+            self.abort()
+            raise
+
+    @property
+    def idle(self) -> bool:
+        """Whether the request was sent to its end."""
+        return self._wire is None or self._wire.get_write_buffer_size() == 0
+
+    def abort(self) -> None:
+        if self._wire is not None:
+            self._wire.abort()
+        self.close()
+
+
+async def _read(response: aiohttp.ClientResponse, content: bytearray, limit: int) -> bool:
+    """Fill ``content`` with at most ``limit`` bytes; True when that is the whole body."""
+    async for chunk in response.content.iter_any():
+        content += chunk[: limit + 1 - len(content)]
+        if len(content) > limit:
+            del content[limit:]
+            return False
+    return True
+
+
+def header_value(name: str, value: str) -> str:
+    """
+    Check a value that travels in a header.
+
+    Raises:
+        ValueError: naming ``name``, never the value.
+    """
+    if not value or not value.isascii() or not value.isprintable() or value != value.strip():
+        msg = (
+            f"{name} must be a non-empty text of printable ASCII without spaces around it, "
+            "because it travels in a header"
+        )
+        raise ValueError(msg)
+    return value
+
+
+def environment_proxy(url: URL) -> tuple[URL | None, dict[str, str]]:
+    """The proxy that the environment names for ``url``, and the headers it wants."""
+    host = url.host or ""
+    if _is_loopback(host):
+        return None, {}
+    proxies = getproxies_environment()
+    address = proxies.get(url.scheme) or proxies.get("all")
+    if not address or proxy_bypass_environment(f"{host}:{url.port}", proxies):
+        return None, {}
+    try:
+        proxy = URL(address if "://" in address else f"http://{address}")
+    except ValueError:
+        proxy = URL()
+    if proxy.scheme not in ("http", "https") or not proxy.host:
+        logger.warning(
+            "the proxy for %s in the environment is no http:// address and is not used: "
+            "set use_proxy_environment = false, or name an HTTP proxy",
+            url.scheme,
+        )
+        return None, {}
+    if proxy.user is None:
+        return proxy, {}
+    credentials = b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
+    return proxy.with_user(None), {"Proxy-Authorization": f"Basic {credentials}"}
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -1,0 +1,550 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from guard_agent import Accepted, Paused, Reject, Retry, TooLarge
+from guard_agent_http import Answer, CollectorClient, ThreadResolver
+
+
+@pytest.fixture
+async def client():
+    """Make an open client; all are closed at the end."""
+    made = []
+
+    async def make(endpoint, **more):
+        more = {"api_key": "k" * 12, "install_id": "test-install", **more}
+        one = CollectorClient(endpoint=endpoint, **more)
+        await one.open()
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+async def silence(reader, writer):
+    await reader.read()
+
+
+def cut(writer):
+    """End the connection with RST instead of FIN."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+async def hang_up(reader, writer):
+    pass
+
+
+async def reset(reader, writer):
+    cut(writer)
+
+
+async def head_then_hang_up(reader, writer):
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+    await writer.drain()
+
+
+async def half_a_body(reader, writer):
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+    await writer.drain()
+
+
+async def half_a_chunk(reader, writer):
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{")
+    await writer.drain()
+
+
+async def bad_chunk(reader, writer):
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n")
+    await writer.drain()
+
+
+async def reset_in_the_body(reader, writer):
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+    await writer.drain()
+    cut(writer)
+
+
+async def no_http(reader, writer):
+    writer.write(b"-ERR unknown command\r\n" * 10)
+    await writer.drain()
+
+
+async def binary(reader, writer):
+    writer.write(bytes(range(256)) * 16)
+    await writer.drain()
+
+
+async def endless_header(reader, writer):
+    writer.write(b"HTTP/1.1 200 OK\r\nX: ")
+    while True:
+        writer.write(b"x" * 65_536)
+        await writer.drain()
+
+
+async def endless_headers(reader, writer):
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        writer.write(b"X: y\r\n" * 1000)
+        await writer.drain()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        hang_up,
+        reset,
+        head_then_hang_up,
+        half_a_body,
+        half_a_chunk,
+        bad_chunk,
+        reset_in_the_body,
+        no_http,
+        binary,
+        endless_header,
+        endless_headers,
+    ],
+)
+async def test_a_broken_answer_is_retried(exchange, step):
+    result, server = await exchange(step)
+
+    assert isinstance(result, Retry)
+    assert result.reason.isprintable()
+    assert "within" not in result.reason  # not the deadline made an end of it
+    assert len(result.reason) < 350
+    assert not result.throttled
+    await asyncio.wait_for(server.closed.wait(), 10)
+
+
+async def test_a_server_that_hangs_up_at_once_is_retried(exchange):
+    result, _ = await exchange(hang_up, raw=True)
+
+    assert isinstance(result, Retry)
+
+
+async def test_a_closed_port_is_retried_and_named(kit, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        transport = kit.transport(f"http://127.0.0.1:{port}", tmp_path)
+        await transport.open()
+        result = await transport.send(kit.batch())
+        await transport.close()
+
+    assert isinstance(result, Retry)
+    assert f"cannot connect to 127.0.0.1:{port}" in result.reason
+
+
+async def drip(writer, text, again):
+    writer.write(text)
+    while True:
+        await writer.drain()
+        await asyncio.sleep(0.01)
+        writer.write(again)
+
+
+async def dripping_headers(reader, writer):
+    await drip(writer, b"HTTP/1.1 200 OK\r\n", b"X: y\r\n")
+
+
+async def dripping_body(reader, writer):
+    await drip(writer, b"HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\n", b" ")
+
+
+async def dripping_interim(reader, writer):
+    await drip(writer, b"", b"HTTP/1.1 102 Processing\r\n\r\n")
+
+
+@pytest.mark.parametrize("step", [silence, dripping_headers, dripping_body, dripping_interim])
+async def test_one_deadline_holds_for_everything_together(exchange, step):
+    """
+    Each byte in time does not add up to an answer in time.
+    """
+    start = time.monotonic()
+
+    result, server = await exchange(step, deadline=0.2)
+
+    assert isinstance(result, Retry)
+    assert "0.2 s" in result.reason
+    assert 0.15 < time.monotonic() - start < 2
+    await asyncio.wait_for(server.closed.wait(), 10)
+
+
+async def test_a_deadline_of_many_seconds_is_not_rounded(client):
+    """
+    aiohttp rounds timers of five seconds and more up to whole seconds unless told otherwise.
+    """
+    one = await client("http://127.0.0.1:1", deadline=7.25)
+
+    assert one._session.timeout.ceil_threshold > 7.25
+
+
+async def test_a_collector_that_takes_no_connection_is_given_up_on(client):
+    """
+    A full backlog: the kernel drops every further SYN.
+    """
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        try:
+            for filler in fillers:
+                filler.setblocking(False)
+                filler.connect_ex(address)
+            one = await client(f"http://127.0.0.1:{address[1]}", connect_timeout=0.2)
+            start = time.monotonic()
+
+            result = await one.request("GET", "/")
+
+            assert isinstance(result, Retry)
+            assert "no connection" in result.reason
+            assert "0.2 s" in result.reason
+            assert time.monotonic() - start < 2
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+async def test_of_an_endless_body_64_kib_are_read(serve, client):
+    sent = 0
+
+    async def endless(reader, writer):
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        while True:
+            writer.write(b"[" * 16_384)
+            await writer.drain()
+            sent += 16_384
+
+    async with serve(endless) as server:
+        one = await client(server.url)
+        result = await one.request("GET", "/")
+        await asyncio.wait_for(server.closed.wait(), 10)
+
+    assert isinstance(result, Answer)
+    assert len(result.body) == 64 * 1024
+    assert not result.complete
+    # What the sockets' buffers hold comes on top.
+    assert sent < 32 * 1024 * 1024
+
+
+@pytest.mark.parametrize(("size", "complete"), [(99, True), (100, True), (101, False)])
+async def test_the_limit_is_exact(serve, client, kit, size, complete):
+    async with serve(kit.reply(200, b"x" * size)) as server:
+        one = await client(server.url)
+        result = await one.request("GET", "/", max_answer_bytes=100)
+
+    assert (len(result.body), result.complete) == (min(size, 100), complete)
+
+
+async def test_an_overlong_2xx_is_not_taken_for_a_yes(exchange, kit):
+    result, _ = await exchange(kit.reply(200, b'{"a": "' + b"x" * 70_000 + b'"}'))
+
+    assert isinstance(result, Retry)
+    assert "longer than 65536 bytes" in result.reason
+
+
+async def test_a_refusal_counts_although_the_rest_of_it_is_lost(exchange):
+    """
+    Many a server sends 413, does not read on, and hangs up.
+    """
+
+    async def refuse(reader, writer):
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 1000\r\n\r\n<html>")
+        await writer.drain()
+
+    result, _ = await exchange(refuse)
+
+    assert result == TooLarge(None)
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+@pytest.mark.parametrize("status", [200, 413])
+async def test_an_answer_to_half_a_body_counts_and_the_rest_is_not_sent(serve, client, kit, status):
+    """
+    The connection cannot serve again: the rest would be taken for the next request.
+    """
+    body = b"x" * 16 * 1024 * 1024  # more than the kernel takes over
+    answered = asyncio.Event()
+    got = 0
+
+    async def early(reader, writer):
+        nonlocal got
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(kit.reply(status))
+        await answered.wait()
+        while chunk := await reader.read(65_536):
+            got += len(chunk)
+
+    async with serve(early, raw=True) as server:
+        one = await client(server.url)
+        result = await one.request("POST", "/", body=body)
+        answered.set()
+        await asyncio.wait_for(server.closed.wait(), 10)
+
+    assert result.status == status
+    assert got < len(body)
+
+
+async def test_after_a_refusal_a_new_connection_is_made(serve, kit, tmp_path):
+    async with serve(kit.reply(422), kit.reply(200), kit.reply(200)) as server:
+        transport = kit.transport(server.url, tmp_path)
+        await transport.open()
+        results = [await transport.send(kit.batch()) for _ in range(3)]
+        await transport.close()
+
+    assert [type(result) for result in results] == [Reject, Accepted, Accepted]
+    assert server.connections == 2
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+async def test_a_collector_that_stops_reading_keeps_no_socket(client):
+    """
+    Closing would wait for the rest of the body to be sent; the connection must be cut.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    listener.setblocking(False)
+    body = b"x" * 16 * 1024 * 1024  # more than the kernel takes over
+    one = await client(f"http://127.0.0.1:{listener.getsockname()[1]}", deadline=0.2)
+    loop = asyncio.get_running_loop()
+
+    request = asyncio.create_task(one.request("POST", "/", body=body))
+    accepted, _ = await loop.sock_accept(listener)
+    result = await request
+
+    got = 0
+    accepted.setblocking(False)
+    try:
+        while chunk := await asyncio.wait_for(loop.sock_recv(accepted, 65_536), 10):
+            got += len(chunk)
+    except ConnectionResetError:
+        pass
+    accepted.close()
+    listener.close()
+    assert isinstance(result, Retry)
+    assert got < len(body)
+
+
+@pytest.mark.parametrize("step", [silence, dripping_body])
+async def test_cancelling_closes_the_connection(serve, kit, tmp_path, step):
+    arrived = asyncio.Event()
+
+    async def announced(reader, writer):
+        arrived.set()
+        await step(reader, writer)
+
+    async with serve(announced) as server:
+        transport = kit.transport(server.url, tmp_path)
+        await transport.open()
+        sending = asyncio.create_task(transport.send(kit.batch()))
+        await asyncio.wait_for(arrived.wait(), 10)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await asyncio.wait_for(server.closed.wait(), 10)
+        await transport.close()
+
+
+async def test_closing_ends_a_request_under_way(serve, kit, tmp_path):
+    arrived = asyncio.Event()
+
+    async def announced(reader, writer):
+        arrived.set()
+        await reader.read()
+
+    async with serve(announced) as server:
+        transport = kit.transport(server.url, tmp_path)
+        await transport.open()
+        sending = asyncio.create_task(transport.send(kit.batch()))
+        await asyncio.wait_for(arrived.wait(), 10)
+        await transport.close()
+
+        assert isinstance(await asyncio.wait_for(sending, 10), Retry)
+
+
+async def test_a_name_that_is_not_found_is_retried_and_named(client):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    one = await client("https://collector.invalid", resolver=ThreadResolver(unknown))
+
+    result = await one.request("GET", "/")
+
+    assert result == Retry(
+        "cannot find the address of collector.invalid: Name or service not known"
+    )
+
+
+async def test_a_name_server_that_hangs_is_given_up_on(client):
+    go = threading.Event()
+    resolver = ThreadResolver(lambda *_, **__: go.wait(10) and [])
+    one = await client("https://collector.invalid", connect_timeout=0.1, resolver=resolver)
+    try:
+        start = time.monotonic()
+
+        result = await one.request("GET", "/")
+
+        assert isinstance(result, Retry)
+        assert "0.1 s" in result.reason
+        assert time.monotonic() - start < 2
+    finally:
+        go.set()
+        await resolver.close()
+
+
+async def test_plain_text_on_a_tls_port_is_retried(serve, client):
+    async with serve(no_http, raw=True) as server:
+        one = await client(server.url.replace("http:", "https:"))
+
+        assert isinstance(await one.request("GET", "/"), Retry)
+
+
+async def test_a_certificate_nobody_signed_pauses_and_is_never_accepted(client, kit, tmp_path):
+    trustme = pytest.importorskip("trustme")
+    ssl = pytest.importorskip("ssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    asked = []
+
+    async def handle(reader, writer):
+        asked.append(await reader.read(1))
+        writer.transport.abort()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    one = await client(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+    result = await one.request("GET", "/")
+    server.close()
+
+    assert isinstance(result, Paused)
+    assert "certificate" in result.reason
+    assert asked == []
+
+
+async def test_cookies_are_not_kept(serve, client, kit):
+    async with serve(kit.reply(200, b"", "Set-Cookie: a=b")) as server:
+        one = await client(f"http://localhost:{server.port}")
+        await one.request("GET", "/")
+        await one.request("GET", "/")
+
+    assert [request.all("Cookie") for request in server.requests] == [[], []]
+
+
+async def test_netrc_is_not_read(serve, kit, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login eve password eve\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with serve() as server:
+        transport = kit.transport(server.url, tmp_path)
+        await transport.open()
+        assert await transport.send(kit.batch()) == Accepted()
+        await transport.close()
+
+    assert server.requests[0].all("Authorization") == [f"Bearer {kit.key}"]
+
+
+async def test_the_proxy_of_the_environment_is_used_with_its_credentials(
+    serve, client, kit, monkeypatch
+):
+    async with serve(kit.reply(200, {"via": "proxy"})) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://me:p%40ss@127.0.0.1:{proxy.port}")
+        one = await client("http://collector.invalid/base")
+
+        result = await one.request("GET", "/x")
+
+    assert result.json() == {"via": "proxy"}
+    assert proxy.requests[0].target == "http://collector.invalid/base/x"
+    assert proxy.requests[0].one("Proxy-Authorization") == "Basic bWU6cEBzcw=="
+    assert proxy.requests[0].one("Authorization") == f"Bearer {kit.key}"
+
+
+async def test_https_goes_through_a_tunnel_that_never_sees_the_key(serve, client, kit, monkeypatch):
+    async with serve(kit.reply(502)) as proxy:
+        monkeypatch.setenv("all_proxy", f"me:pass@127.0.0.1:{proxy.port}")
+        one = await client("https://collector.invalid")
+
+        result = await one.request("GET", "/x")
+
+    (request,) = proxy.requests
+    assert (request.method, request.target) == ("CONNECT", "collector.invalid:443")
+    assert request.one("Proxy-Authorization") == "Basic bWU6cGFzcw=="
+    assert kit.key not in str(request.headers)
+    assert result == Retry("the proxy answered 502")
+
+
+async def test_a_proxy_that_wants_credentials_pauses(serve, client, kit, monkeypatch):
+    async with serve(kit.reply(407)) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        one = await client("https://collector.invalid")
+
+        result = await one.request("GET", "/x")
+
+    assert isinstance(result, Paused)
+    assert "proxy" in result.reason
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_loopback_is_never_proxied(serve, client, kit, monkeypatch, host):
+    async with serve() as proxy, serve() as server:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        one = await client(f"http://{host}:{server.port}")
+
+        result = await one.request("GET", "/")
+
+    assert result.status == 200
+    assert (proxy.connections, server.connections) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "more"),
+    [
+        ({"no_proxy": "collector.invalid"}, {}),
+        ({"no_proxy": ".invalid"}, {}),
+        ({"no_proxy": "*"}, {}),
+        ({}, {"use_proxy_environment": False}),
+    ],
+)
+async def test_a_proxy_can_be_ruled_out(serve, client, monkeypatch, environment, more):
+    def here(_host, port, **_):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    async with serve() as proxy, serve() as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        one = await client(
+            f"http://collector.invalid:{server.port}", resolver=ThreadResolver(here), **more
+        )
+
+        result = await one.request("GET", "/")
+
+    assert result.status == 200
+    assert (proxy.connections, server.connections) == (0, 1)
+
+
+@pytest.mark.parametrize("address", ["socks5://me:secret@127.0.0.1:1080", "http://[", "://"])
+async def test_a_proxy_of_another_kind_is_named_and_not_used(client, monkeypatch, caplog, address):
+    monkeypatch.setenv("all_proxy", address)
+
+    with caplog.at_level(logging.WARNING, logger="guard_agent.http"):
+        one = await client("https://collector.invalid")
+
+    assert one._proxy is None
+    assert "use_proxy_environment" in caplog.text
+    assert "secret" not in caplog.text

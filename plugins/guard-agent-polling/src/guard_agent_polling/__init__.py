@@ -1,0 +1,105 @@
+"""Dynamic rules from the collector: the rule source ``polling``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from guard_agent import (
+    FetchResult,
+    Paused,
+    PluginContext,
+    Retry,
+    RuleSet,
+    RuleSource,
+    Unchanged,
+    hookimpl,
+)
+from guard_agent_http import Answer, CollectorClient, CollectorSettings, status_verdict
+
+__all__ = ["PollingSettings", "PollingSource"]
+
+_PATH = "/api/v1/rules"
+_MAX_ANSWER_BYTES = 8 * 1024 * 1024
+_MAX_VALIDATOR = 512
+
+
+class PollingSettings(CollectorSettings):
+    """Settings of the rule source. None means: as the agent has it."""
+
+    interval: float | None = Field(
+        default=None, ge=1, allow_inf_nan=False, description="Seconds between two polls"
+    )
+
+
+class PollingSource(RuleSource):
+    """Asks the collector for ``/api/v1/rules``, with an ETag once one is known."""
+
+    name = "polling"
+    Settings = PollingSettings
+    settings: PollingSettings
+
+    def __init__(self, settings: PollingSettings, context: PluginContext) -> None:
+        super().__init__(settings, context)
+        self._client = CollectorClient.configured(settings, context.config)
+
+    @property
+    def collector(self) -> str:
+        return self._client.origin
+
+    @property
+    def interval(self) -> float:
+        return self.settings.interval or self.context.config.dynamic_rule_interval
+
+    async def open(self) -> None:
+        await self._client.open()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def fetch(self, known: str | None) -> FetchResult:
+        validator = _usable_validator(known)
+        answer = await self._client.request(
+            "GET",
+            _PATH,
+            headers={"If-None-Match": validator} if validator else None,
+            max_answer_bytes=_MAX_ANSWER_BYTES,
+        )
+        return _verdict(answer) if isinstance(answer, Answer) else answer
+
+
+def _verdict(  # noqa: PLR0911 - one return per kind of result
+    answer: Answer,
+) -> FetchResult:
+    if answer.status == 304:
+        return Unchanged()
+    if answer.status == 404:
+        return Paused(
+            "the collector has no rules for this project (404): check endpoint and project_id, "
+            "or leave 'polling' out of rules"
+        )
+    verdict = status_verdict(answer)
+    if verdict is not None:
+        return verdict
+    if answer.status >= 400:
+        return Paused(f"the collector refused to give rules: {answer.status} {answer.excerpt}")
+    if not answer.body and answer.complete:
+        return Unchanged()
+    try:
+        document = answer.json()
+    except ValueError as error:
+        return Retry(f"protocol: {error}")
+    if not isinstance(document, dict):
+        return Retry("protocol: the rules are not a JSON object")
+    return RuleSet(document, _usable_validator(answer.headers.get("ETag")))
+
+
+def _usable_validator(text: str | None) -> str | None:
+    """An ETag that can be sent back as a header; it may come from a file, or a hostile server."""
+    if not text or len(text) > _MAX_VALIDATOR or not text.isascii() or not text.isprintable():
+        return None
+    return text.strip() or None
+
+
+@hookimpl
+def guard_agent_rule_sources() -> list[type[PollingSource]]:
+    return [PollingSource]
