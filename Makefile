@@ -1,0 +1,80 @@
+# `make demo` shows the agent at work, `make test` runs every check; both start from nothing.
+# `make` alone lists the rest.
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# A distribution is a folder with a pyproject.toml: a new plugin is picked up by being there.
+PROJECTS := pyproject.toml $(sort $(wildcard plugins/*/pyproject.toml packaging/*/pyproject.toml))
+DISTRIBUTIONS := . $(patsubst %/pyproject.toml,./%,$(filter-out pyproject.toml,$(PROJECTS)))
+PLUGIN_SOURCES := $(sort $(wildcard plugins/*/src))
+TYPED := guard_agent $(PLUGIN_SOURCES) $(sort $(dir $(wildcard examples/*.py benchmarks/*.py)))
+
+BUILD_TOOLS := hatchling editables
+TOOLS := $(BUILD_TOOLS) mypy ruff types-PyYAML \
+	pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis trustme \
+	fastapi fastapi-guard httpx uvicorn
+
+# -qq leaves errors; pip warns about every package index that is configured and cannot be reached
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+empty :=
+space := $(empty) $(empty)
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo
+	@echo "  PYTHON=python3.12 chooses the interpreter of .venv (run 'make clean' before changing it);"
+	@echo "  JOBS=4 the number of test processes; ARGS='-k redaction' goes to pytest."
+
+.PHONY: venv
+venv: $(STAMP) ## create .venv and install everything in this repository into it
+
+# The distributions depend on each other in a circle, so pip gets all of them in one call; and they
+# are built with the tools installed before, so that the pins hold for the build too.
+$(STAMP): $(PROJECTS) constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "$(PYTHON) is missing or older than Python 3.10; name another: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@echo "installing into $(VENV), which takes about half a minute"
+	@rm -f $(STAMP)
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -qq -c constraints.txt $(BUILD_TOOLS)
+	@$(PIP) install -qq --no-build-isolation -c constraints.txt $(DISTRIBUTIONS:%=-e %) $(TOOLS)
+	@touch $(STAMP)
+
+.PHONY: demo
+demo: $(STAMP) ## a guarded app under attack, its agent and a collector, in the terminal
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: check ## everything, from nothing: what CI runs
+
+.PHONY: check
+check: $(STAMP) ## format, lint, types and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	MYPYPATH=$(subst $(space),:,$(PLUGIN_SOURCES)) $(BIN)/mypy $(TYPED)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+.PHONY: format
+format: $(STAMP) ## format the code and mend what the linter can mend by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: build
+build: $(STAMP) ## wheels of all distributions, in dist/
+	@rm -rf dist
+	@$(PIP) wheel -qq --no-deps --no-build-isolation --wheel-dir dist $(DISTRIBUTIONS)
+	@ls dist
+
+.PHONY: clean
+clean: ## remove everything that was made here
+	rm -rf $(VENV) dist build .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from guard_agent import AgentConfig
+from guard_agent.core.agent import Agent
+from guard_agent.core.composition import compose
+from guard_agent.testing.registry import isolated_registry
+from guard_agent.testing.transports import RecordingTransport
+
+
+@pytest.fixture(autouse=True)
+def state_dir(tmp_path, monkeypatch):
+    """What an agent keeps on disk goes away with the test."""
+    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def make_agent():
+    """
+    Builds agents with plugins of the test; stops them at its end and checks their books.
+    """
+    agents: list[Agent] = []
+
+    def make(*classes, **settings) -> Agent:
+        transports = [cls.name for cls in classes if issubclass(cls, RecordingTransport)]
+        config = AgentConfig(
+            **{
+                "api_key": "test-key-0123",
+                "transports": transports,
+                "enrichers": [],
+                "allow_unredacted": True,
+                "rules": [],
+                "flush_interval": 3600,
+                **settings,
+            }
+        )
+        agent = Agent(compose(config, isolated_registry(*classes)))
+        agents.append(agent)
+        return agent
+
+    yield make
+    for agent in agents:
+        agent.stop().result(5)
+        for destination in agent._current().destinations.values():
+            assert getattr(destination.transport, "violations", []) == []
+        for name, balance in agent.balances().items():
+            assert balance.difference == 0, (name, balance)

@@ -1,0 +1,546 @@
+"""The agent as a whole: real thread, real store, a transport that keeps what it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+
+import pytest
+
+from guard_agent import (
+    Accepted,
+    Batch,
+    BufferFullError,
+    Enricher,
+    Retry,
+    RuleSet,
+    RuleSource,
+    Stage,
+)
+from guard_agent.core.worker import THREAD_NAME
+from guard_agent.testing.records import make_event, make_metric
+from guard_agent.testing.transports import RecordingTransport, ScriptedTransport
+
+
+def scripted(*script: object) -> type[ScriptedTransport]:
+    """A transport class whose instances follow ``script``."""
+
+    class Scripted(ScriptedTransport):
+        def __init__(self, settings, context):
+            super().__init__(*script, settings=settings, context=context)
+
+    return Scripted
+
+
+def transport_of(agent, name="recording"):
+    return agent._current().destinations[name].transport
+
+
+def look(agent):
+    """The books at a moment when they agree."""
+    agent.look().result(5)
+    return agent.balances()["recording" if "recording" in agent.balances() else "scripted"]
+
+
+def agent_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
+
+
+class Blocker:
+    """A script step that holds ``send`` until it is let go."""
+
+    def __init__(self):
+        self.reached = threading.Event()
+        self._go = threading.Event()
+
+    async def __call__(self, batch: Batch):
+        self.reached.set()
+        while not self._go.is_set():
+            await asyncio.sleep(0.005)
+        return Accepted()
+
+    def let_go(self):
+        self._go.set()
+
+
+def test_composing_and_recording_nothing_starts_no_thread(make_agent):
+    before = len(agent_threads())
+
+    make_agent(RecordingTransport)
+
+    assert len(agent_threads()) == before
+
+
+def test_the_first_record_starts_the_thread_and_a_flush_delivers_it(make_agent):
+    agent = make_agent(RecordingTransport)
+
+    agent.record("event", make_event(ip_address="192.0.2.1"))
+    agent.flush().result(5)
+
+    (record,) = transport_of(agent).records
+    assert b"192.0.2.1" in record.payload
+    assert look(agent).delivered == 1
+
+
+def test_buffer_size_records_are_sent_without_a_flush(make_agent):
+    agent = make_agent(RecordingTransport, buffer_size=20)
+
+    for _ in range(20):
+        agent.record("event", make_event())
+
+    transport = transport_of(agent)
+    transport.wait(lambda: len(transport.accepted) == 20)
+    assert len(transport.batches) == 1
+
+
+def test_flush_interval_sends_what_is_there(make_agent):
+    agent = make_agent(RecordingTransport, flush_interval=0.05)
+
+    agent.record("event", make_event())
+
+    transport = transport_of(agent)
+    transport.wait(lambda: len(transport.accepted) == 1)
+
+
+def test_the_high_watermark_sends_before_buffer_size_is_reached(make_agent):
+    agent = make_agent(
+        RecordingTransport, buffer_size=1_000, max_buffer_records=50, high_watermark_ratio=0.5
+    )
+
+    for _ in range(25):
+        agent.record("event", make_event())
+
+    transport = transport_of(agent)
+    transport.wait(lambda: len(transport.accepted) == 25)
+
+
+def test_the_high_watermark_counts_bytes_too(make_agent):
+    agent = make_agent(
+        RecordingTransport,
+        buffer_size=10_000,
+        max_buffer_bytes=65_536,
+        max_batch_bytes=65_536,
+        high_watermark_ratio=0.5,
+    )
+
+    for _ in range(40):
+        agent.record("event", make_event(reason="x" * 1_000))
+
+    transport = transport_of(agent)
+    transport.wait(lambda: len(transport.accepted) >= 20)
+
+
+def test_what_the_caller_changes_later_does_not_matter(make_agent):
+    agent = make_agent(RecordingTransport)
+    event = make_event(metadata={"path": "/before"})
+
+    agent.record("event", event)
+    event.metadata["path"] = "/after"
+    agent.flush().result(5)
+
+    assert transport_of(agent).batches[0].decode()[0]["metadata"]["path"] == "/before"
+
+
+def test_junk_is_counted_and_the_rest_delivered(make_agent):
+    agent = make_agent(RecordingTransport)
+    cyclic: dict = {}
+    cyclic["self"] = cyclic
+
+    for source in (None, 17, object(), "text", {"no": "type"}, make_metric()):
+        agent.record("event", source)
+    agent.record("event", make_event(metadata=cyclic))
+    agent.record("event", make_event(metadata={"big": "x" * 5_000_000}))
+    agent.record("event", {"event_type": "from_a_mapping"})
+    agent.flush().result(5)
+
+    balance = look(agent)
+    assert balance.delivered == 3
+    assert balance.dropped == {"invalid": 6}
+
+
+def test_every_destination_has_books_of_its_own_and_none_waits_for_another(make_agent):
+    blocker = Blocker()
+    agent = make_agent(RecordingTransport, scripted(blocker))
+
+    for _ in range(3):
+        agent.record("event", make_event())
+    flush = agent.flush()
+    blocker.reached.wait(5)
+    transport = transport_of(agent)
+    transport.wait(lambda: len(transport.accepted) == 3)
+
+    agent.look().result(5)
+    balances = agent.balances()
+    assert (balances["recording"].delivered, balances["recording"].pending) == (3, 0)
+    assert (balances["scripted"].delivered, balances["scripted"].pending) == (0, 3)
+    blocker.let_go()
+    flush.result(5)
+
+
+def test_a_full_buffer_gives_up_the_oldest_of_the_lowest_priority(make_agent):
+    blocker = Blocker()
+    agent = make_agent(scripted(blocker), max_buffer_records=10, buffer_size=1)
+    agent.record("event", make_event())
+    blocker.reached.wait(5)
+
+    for number in range(30):
+        agent.record("metric", make_metric(value=number))
+    for _ in range(5):
+        agent.record("event", make_event())
+    blocker.let_go()
+    agent.flush().result(5)
+
+    balance = look(agent)
+    assert balance.dropped["overflow"] >= 10
+    events = [r for r in transport_of(agent, "scripted").accepted if r.kind == "event"]
+    assert len(events) == 6, "no attack was given up for a metric"
+
+
+def test_the_policy_raise_really_raises(make_agent):
+    blocker = Blocker()
+    agent = make_agent(
+        scripted(blocker), max_buffer_records=5, buffer_size=1, buffer_overflow_policy="raise"
+    )
+    agent.record("event", make_event())
+    blocker.reached.wait(5)
+
+    def fill():
+        for _ in range(50):
+            agent.record("event", make_event())
+
+    with pytest.raises(BufferFullError, match="buffer_overflow_policy"):
+        fill()
+
+    blocker.let_go()
+    agent.flush().result(5)
+    agent.record("event", make_event())
+
+
+def test_the_policy_block_waits_for_room(make_agent):
+    blocker = Blocker()
+    agent = make_agent(
+        scripted(blocker),
+        max_buffer_records=2,
+        buffer_size=1,
+        buffer_overflow_policy="block",
+        block_timeout=10,
+    )
+    refused = None
+    while refused is None:
+        refused = agent.record("event", make_event())
+
+    waiter = threading.Thread(target=agent.block_until_room, args=(refused,))
+    waiter.start()
+    blocker.reached.wait(5)
+    blocker.let_go()
+    waiter.join(5)
+
+    assert not waiter.is_alive()
+    agent.flush().result(5)
+    balance = look(agent)
+    assert balance.dropped == {}
+    assert balance.pending == 0
+
+
+def test_the_policy_block_gives_up_at_its_bound(make_agent):
+    blocker = Blocker()
+    agent = make_agent(
+        scripted(blocker),
+        max_buffer_records=2,
+        buffer_size=1,
+        buffer_overflow_policy="block",
+        block_timeout=0.05,
+    )
+    for _ in range(20):
+        refused = agent.record("event", make_event())
+        if refused is not None:
+            agent.block_until_room(refused)
+        if look(agent).dropped:
+            break
+
+    assert look(agent).dropped == {"overflow": 1}
+    blocker.let_go()
+
+
+async def test_a_coroutine_that_waits_for_room_lets_its_loop_run(make_agent):
+    blocker = Blocker()
+    agent = make_agent(
+        scripted(blocker),
+        max_buffer_records=2,
+        buffer_size=1,
+        buffer_overflow_policy="block",
+        block_timeout=10,
+    )
+    refused = None
+    while refused is None:
+        refused = agent.record("event", make_event())
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while ticks < 3:
+            ticks += 1
+            await asyncio.sleep(0)
+        blocker.let_go()
+
+    await asyncio.gather(agent.await_room(refused), tick())
+
+    assert ticks == 3
+    await asyncio.wrap_future(agent.flush())
+    await asyncio.wrap_future(agent.look())
+    assert agent.balances()["scripted"].dropped == {}
+
+
+def test_eight_threads_lose_and_double_nothing(make_agent):
+    agent = make_agent(RecordingTransport, buffer_size=100, max_requests_per_second=1e6)
+    start = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        start.wait()
+        for index in range(250):
+            agent.record("event", make_event(reason=f"{number}-{index}"))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    agent.flush().result(10)
+
+    reasons = [
+        fields["reason"] for batch in transport_of(agent).batches for fields in batch.decode()
+    ]
+    assert len(reasons) == 2_000
+    assert len(set(reasons)) == 2_000
+    assert look(agent).delivered == 2_000
+
+
+def test_what_the_delivery_itself_records_is_not_taken(make_agent):
+    """An app that instruments its HTTP client must not make the agent feed itself."""
+
+    def talk(batch: Batch):
+        agents[0].record("event", make_event(reason="made by the transport"))
+        return Accepted()
+
+    agents = [make_agent(scripted(talk))]
+    agents[0].record("event", make_event())
+    agents[0].flush().result(5)
+
+    balance = look(agents[0])
+    assert balance.delivered == 1
+    assert balance.dropped == {"internal": 1}
+
+
+def test_an_enricher_that_records_does_not_recurse(make_agent):
+    class Chatty(Enricher):
+        name = "chatty"
+        stage = Stage.SEAL
+
+        def bind(self, kind):
+            def enrich(fields):
+                agents[0].record("event", make_event())
+                return fields
+
+            return enrich
+
+    agents = [make_agent(RecordingTransport, Chatty, enrichers=["chatty"])]
+    agents[0].record("event", make_event())
+    agents[0].flush().result(5)
+
+    balance = look(agents[0])
+    assert (balance.delivered, balance.dropped) == (1, {"internal": 1})
+
+
+def test_stop_delivers_what_is_left(make_agent):
+    agent = make_agent(RecordingTransport)
+    for _ in range(250):
+        agent.record("event", make_event())
+
+    agent.stop().result(5)
+
+    transport = transport_of(agent)
+    assert len(transport.accepted) == 250
+    assert transport.closed == 1
+    assert agent_threads() == []
+
+
+def test_stop_keeps_its_deadline_when_the_collector_hangs(make_agent):
+    blocker = Blocker()
+    agent = make_agent(scripted(blocker), stop_timeout=0.3)
+    agent.record("event", make_event())
+    agent.flush()
+    blocker.reached.wait(5)
+
+    begun = time.monotonic()
+    agent.stop().result(5)
+
+    assert time.monotonic() - begun < 0.3 + 0.1 + 1.0  # the last second is for a busy machine
+    assert agent.balances()["scripted"].dropped == {"shutdown": 1}
+
+
+def test_stop_tries_once_more_although_the_backoff_is_long(make_agent):
+    agent = make_agent(scripted(Retry("down")), backoff_factor=1_000)
+    agent.record("event", make_event())
+    agent.flush().result(5)
+    assert agent.balances()["scripted"].delivered == 0
+
+    agent.stop().result(5)
+
+    assert agent.balances()["scripted"].delivered == 1
+
+
+def test_stop_does_not_try_while_the_collector_asked_for_rest(make_agent):
+    agent = make_agent(scripted(Retry("busy", after=300, throttled=True)), stop_timeout=5)
+    agent.record("event", make_event())
+    agent.flush().result(5)
+
+    begun = time.monotonic()
+    agent.stop().result(10)
+
+    assert time.monotonic() - begun < 3
+    assert agent.balances()["scripted"].dropped == {"shutdown": 1}
+
+
+def test_stop_and_start_are_defined_in_every_order(make_agent):
+    agent = make_agent(RecordingTransport)
+
+    first = agent.stop()
+    assert agent.stop() is first
+    agent.record("event", make_event())
+    assert agent.balances()["recording"].dropped == {"stopped": 1}
+    agent.start()
+    agent.start()
+    agent.record("event", make_event())
+    agent.flush().result(5)
+    assert look(agent).delivered == 1
+    assert agent.running
+    agent.stop().result(5)
+    assert not agent.running
+
+
+def test_flush_of_a_stopped_agent_ends(make_agent):
+    agent = make_agent(RecordingTransport)
+    agent.record("event", make_event())
+    agent.stop().result(5)
+
+    future = agent.flush()
+
+    assert future.cancelled() or future.result(1) is None
+
+
+def test_flush_returns_when_the_collector_makes_it_wait(make_agent):
+    agent = make_agent(scripted(*[Retry("down", after=600)] * 5))
+    agent.record("event", make_event())
+
+    agent.flush().result(5)
+    agent.flush().result(5)
+
+    assert look(agent).pending == 1
+    assert len(transport_of(agent, "scripted").batches) == 1
+
+
+def test_an_on_error_callback_that_raises_harms_nobody(make_agent, caplog):
+    calls = []
+
+    def callback(stage, error, context):
+        calls.append((stage, str(error), context["destination"]))
+        raise SystemExit(3)
+
+    agent = make_agent(
+        scripted(Retry("down"), Retry("down")), on_error=callback, backoff_factor=0.001
+    )
+    agent.record("event", make_event())
+    agent.flush()
+    transport = transport_of(agent, "scripted")
+    transport.wait(lambda: len(transport.accepted) == 1)
+
+    assert calls == [("transport_send", "down", "scripted")] * 2
+    assert caplog.text.count("on_error callback raised") == 1
+
+
+def test_status_reports_go_out_and_carry_the_books(make_agent):
+    agent = make_agent(RecordingTransport)
+    agent.record("event", make_event())
+    agent.record("event", "junk")
+    agent.flush().result(5)
+    run = agent._current()
+
+    async def report():
+        status = run.status(await run.worker.look())
+        return await run.destinations["recording"].report(status)
+
+    assert run.worker.submit(report).result(5) is True
+    (status,) = transport_of(agent).reports
+    assert status.status == "healthy"
+    assert status.events_sent == 1
+    assert status.model_dump()["destinations"]["recording"]["dropped"] == {"invalid": 1}
+
+
+class Rules(RuleSource):
+    name = "rules"
+    interval = 3600.0
+
+    async def fetch(self, known):
+        return RuleSet({"rule_id": "r", "version": 1, "ip_blacklist": ["192.0.2.9"]}, "v1")
+
+
+def test_rules_are_fetched_when_somebody_asks_for_them(make_agent):
+    agent = make_agent(RecordingTransport, Rules, rules=["rules"])
+
+    assert agent.rules() is None, "asking never waits"
+    agent.first_rules().result(5)
+
+    assert agent.rules().ip_blacklist == ["192.0.2.9"]
+    assert agent.stats()["rules_fetched"] == 1
+
+
+def test_rules_survive_a_restart_without_the_source(make_agent):
+    class Gone(Rules):
+        async def fetch(self, known):
+            return Retry("down")
+
+    first = make_agent(RecordingTransport, Rules, rules=["rules"])
+    first.first_rules().result(5)
+    first.stop().result(5)
+    second = make_agent(RecordingTransport, Gone, rules=["rules"])
+
+    second.first_rules().result(5)
+
+    assert second.rules().ip_blacklist == ["192.0.2.9"]
+
+
+def test_stats_keep_the_keys_of_3_x(make_agent):
+    agent = make_agent(RecordingTransport)
+
+    assert {
+        "running", "uptime", "events_sent", "metrics_sent", "events_failed", "metrics_failed",
+        "rules_fetched", "buffer_stats", "transport_stats", "cached_rules", "rules_last_update",
+        "loop_failures", "last_status_push_ok",
+    } <= agent.stats().keys()  # fmt: skip
+
+
+def test_a_thread_that_cannot_start_is_said_once(make_agent, caplog, monkeypatch):
+    agent = make_agent(RecordingTransport)
+    run = agent._current()
+
+    def refuse():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(run.worker._thread, "start", refuse)
+    for _ in range(3):
+        agent.record("event", make_event())
+
+    assert caplog.text.count("cannot start its thread") == 1
+    assert len(run.ring) == 3
+
+
+def test_nothing_is_left_behind(make_agent):
+    agent = make_agent(RecordingTransport)
+    agent.record("event", make_event())
+    agent.stop().result(5)
+
+    gc.collect()  # with warnings as errors, an unclosed loop or socket would fail the test
+
+    assert agent_threads() == []

@@ -1,0 +1,427 @@
+"""What `Destination.attempt` makes of each answer; time is an argument, nothing sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from guard_agent import (
+    Accepted,
+    Batch,
+    Partial,
+    Paused,
+    Reject,
+    Retry,
+    SendResult,
+    TooLarge,
+)
+from guard_agent.core.delivery import Destination
+from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
+from guard_agent.core.gate import Gate, GateState
+from guard_agent.core.ledger import DestinationBooks
+from guard_agent.plugins.memory import MemoryStore
+from guard_agent.testing.records import make_context, make_record
+from guard_agent.testing.transports import ScriptedTransport
+
+
+class Bench:
+    """A destination on a real store, with a clock that is moved by hand."""
+
+    def __init__(self, *script: object, records: int = 0, **limits: int) -> None:
+        self.now = 1_000.0
+        self.transport = ScriptedTransport(*script)
+        name = self.transport.context.instance
+        self.store = MemoryStore(MemoryStore.Settings(), make_context(destinations=(name,)))
+        self.gate = Gate(rate=1e6, backoff=1.0, failure_threshold=4, random=lambda: 0.5)
+        self.books = DestinationBooks()
+        self.errors: list[tuple[str, BaseException]] = []
+        self.appended = 0
+        self.destination = Destination(
+            self.transport,
+            self.store,
+            self.gate,
+            self.books,
+            max_records=limits.get("max_records", 1_000),
+            max_bytes=limits.get("max_bytes", 256 * 1024),
+            books_lock=asyncio.Lock(),
+            on_error=lambda stage, error, _: self.errors.append((stage, error)),
+            clock=lambda: self.now,
+        )
+        self.name = name
+
+    async def fill(self, *records: object) -> None:
+        await self.store.append(records, evict=False)
+        self.appended += len(records)
+
+    async def attempt(self) -> float | None:
+        return await self.destination.attempt()
+
+    async def run(self, limit: int = 200) -> int:
+        """Attempt until the store is empty, moving the clock over delays; returns requests."""
+        for _ in range(limit):
+            delay = await self.attempt()
+            if delay is None:
+                assert self.transport.violations == []
+                return len(self.transport.batches)
+            self.now += delay
+        raise AssertionError("the store never got empty")
+
+    async def check_books(self) -> None:
+        depth = (await self.store.stats())[self.name]
+        assert depth.leased == 0
+        assert self.appended == self.books.delivered + self.books.buried + depth.pending
+
+
+@pytest.fixture
+def bench():
+    return Bench
+
+
+def records(count: int, **fields: object) -> list[object]:
+    return [make_record(**fields) for _ in range(count)]
+
+
+def batch_sizes(bench: Bench) -> list[int]:
+    return [len(batch) for batch in bench.transport.batches]
+
+
+async def test_an_empty_store_means_nothing_to_do(bench):
+    bench = bench()
+
+    assert await bench.attempt() is None
+    assert bench.transport.opened == 0
+
+
+async def test_an_accepted_batch_is_acknowledged(bench):
+    bench = bench()
+    await bench.fill(*records(3))
+
+    assert await bench.attempt() == 0
+    assert await bench.attempt() is None
+    assert bench.books.delivered == 3
+    await bench.check_books()
+
+
+async def test_events_and_metrics_travel_in_batches_of_their_own(bench):
+    bench = bench()
+    await bench.fill(*records(2, kind="event"), *records(3, kind="metric"))
+
+    await bench.run()
+
+    assert [(batch.kind, len(batch)) for batch in bench.transport.batches] == [
+        ("event", 2),
+        ("metric", 3),
+    ]
+    assert bench.books.delivered_events == 2
+
+
+async def test_retry_after_overrides_backoff(bench):
+    """When the collector names a delay, that is the delay."""
+    bench = bench(Retry("busy", after=42.0))
+    await bench.fill(*records(1))
+
+    assert await bench.attempt() == 42.0
+    assert await bench.attempt() == 42.0, "and nothing is sent before it has passed"
+    assert batch_sizes(bench) == [1]
+
+
+async def test_backoff_has_full_jitter_and_doubles(bench):
+    """`random` is 0.5 here, so every delay is half of its bound."""
+    bench = bench(*[Retry("down")] * 3)
+    await bench.fill(*records(1))
+
+    delays = []
+    for _ in range(3):
+        delays.append(await bench.attempt())
+        bench.now += delays[-1]
+
+    assert delays == [0.5, 1.0, 2.0]
+
+
+async def test_a_failed_batch_keeps_its_id(bench):
+    """So that a collector can tell a repetition from news."""
+    bench = bench(Retry("down"))
+    await bench.fill(*records(5))
+
+    await bench.run()
+
+    first, second = bench.transport.batches
+    assert first.id == second.id
+    assert first.records == second.records
+
+
+async def test_an_open_circuit_lets_exactly_one_record_through(bench):
+    bench = bench(*[Retry("down")] * 4)
+    await bench.fill(*records(600))
+
+    for _ in range(4):
+        bench.now += await bench.attempt() or 0
+    assert bench.gate.state is GateState.OPEN
+    await bench.run()
+
+    assert batch_sizes(bench)[4:] == [1, 8, 64, 512, 15]
+    await bench.check_books()
+
+
+async def test_throttling_never_opens_the_circuit(bench):
+    bench = bench(*[Retry("slow down", throttled=True)] * 10)
+    await bench.fill(*records(1))
+
+    for _ in range(10):
+        bench.now += await bench.attempt() or 0
+        assert bench.gate.state is GateState.THROTTLED
+    await bench.run()
+
+    assert bench.books.delivered == 1
+
+
+async def test_a_pause_keeps_everything_and_probes_with_one_record(bench):
+    bench = bench(Paused("key refused"), Paused("key refused"))
+    await bench.fill(*records(100))
+
+    first = await bench.attempt()
+    bench.now += first
+    second = await bench.attempt()
+    bench.now += second
+    await bench.run()
+
+    assert 0 < first < second <= 60
+    assert batch_sizes(bench)[:3] == [100, 1, 1]
+    assert bench.books.delivered == 100
+
+
+async def test_one_poison_record_in_a_thousand_costs_only_itself(bench):
+    poison = make_record(size=80)
+
+    def judge(batch: Batch) -> SendResult:
+        return Reject("bad", status=422) if poison in batch.records else Accepted()
+
+    bench = bench(*[judge] * 100)
+    good = records(999, size=80)
+    await bench.fill(*good[:700], poison, *good[700:])
+
+    requests = await bench.run()
+
+    assert bench.books.delivered == 999
+    assert bench.books.buried == 1
+    assert requests <= 1 + 25
+    (letter,) = await bench.store.dead_letters(bench.name)
+    assert letter.record == poison
+    assert [type(error) for _, error in bench.errors] == [PermanentClientError]
+    await bench.check_books()
+
+
+async def test_when_everything_is_refused_it_pauses_instead_of_burying_it_all(bench):
+    bench = bench(*[Reject("wrong project", status=400)] * 1_000)
+    await bench.fill(*records(1_000, size=80))
+
+    delay = await bench.attempt()
+
+    assert delay > 0
+    assert bench.gate.state is GateState.PAUSED
+    assert bench.books.buried <= 8
+    assert len(bench.transport.batches) <= 30
+    await bench.check_books()
+
+
+async def test_a_batch_that_is_too_large_is_split_by_bytes_and_stays_split(bench):
+    def judge(batch: Batch) -> SendResult:
+        return TooLarge() if batch.size > 4_000 else Accepted()
+
+    bench = bench(*[judge] * 100)
+    await bench.fill(*records(100, size=800))
+
+    await bench.run()
+
+    assert bench.books.delivered == 100
+    assert bench.books.buried == 0
+    sizes = [batch.size for batch in bench.transport.batches]
+    assert max(sizes[-3:]) <= 4_000, "the limit is remembered"
+
+
+async def test_a_named_limit_is_kept_from_the_next_batch_on(bench):
+    bench = bench(TooLarge(limit=2_000), max_records=50)
+    await bench.fill(*records(100, size=800))
+
+    await bench.run()
+
+    assert all(batch.size <= 2_000 for batch in bench.transport.batches[-5:])
+    assert bench.books.delivered == 100
+
+
+async def test_a_single_record_that_is_too_large_is_buried(bench):
+    giant = make_record(size=9_000)
+
+    def judge(batch: Batch) -> SendResult:
+        return TooLarge() if giant in batch.records else Accepted()
+
+    bench = bench(*[judge] * 50)
+    await bench.fill(*records(10, size=100), giant, *records(10, size=100))
+
+    await bench.run()
+
+    assert bench.books.delivered == 20
+    assert bench.books.buried == 1
+    assert [type(error) for _, error in bench.errors] == [PayloadTooLargeError]
+
+
+async def test_a_partial_answer_is_settled_record_by_record(bench):
+    bench = bench(Partial(rejected={1: "no timestamp"}, retry=frozenset({3})))
+    await bench.fill(*(five := records(5)))
+
+    await bench.run()
+
+    assert bench.books.delivered == 4
+    assert bench.books.buried == 1
+    assert bench.transport.batches[1].records == (five[3],)
+    await bench.check_books()
+
+
+async def test_a_partial_answer_that_rejects_everything_buries_everything(bench):
+    bench = bench(Partial(rejected={0: "bad", 1: "bad"}))
+    await bench.fill(*records(2))
+
+    await bench.run()
+
+    assert bench.books.buried == 2
+    assert bench.gate.state is GateState.CLOSED
+
+
+async def test_a_transport_that_raises_is_retried_and_named_once(bench, caplog):
+    bench = bench(ValueError("defect"), ValueError("defect"))
+    await bench.fill(*records(2))
+
+    await bench.run()
+
+    assert bench.books.delivered == 2
+    assert caplog.text.count("handled like Retry") == 1
+    assert [type(error) for _, error in bench.errors] == [DeliveryError] * 2
+
+
+async def test_a_transport_that_returns_nothing_is_retried(bench, caplog):
+    bench = bench(lambda _: None)
+    await bench.fill(*records(1))
+
+    await bench.run()
+
+    assert bench.books.delivered == 1
+    assert "NoneType instead of a SendResult" in caplog.text
+
+
+async def test_a_transport_that_cannot_open_is_opened_again(bench):
+    class Late(ScriptedTransport):
+        async def open(self) -> None:
+            if bench.now < 1_001:
+                raise OSError("no route")
+            await super().open()
+
+    bench = bench()
+    bench.destination.transport = bench.transport = Late()
+    await bench.fill(*records(1))
+
+    assert await bench.attempt() > 0
+    await bench.run()
+
+    assert bench.books.delivered == 1
+
+
+async def test_a_cancelled_attempt_gives_its_lease_back(bench):
+    reached = asyncio.Event()
+
+    async def hang(_: Batch) -> SendResult:
+        reached.set()
+        await asyncio.Event().wait()
+        return Accepted()
+
+    bench = bench(hang)
+    await bench.fill(*records(4))
+    attempt = asyncio.ensure_future(bench.attempt())
+    await reached.wait()
+
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+
+    assert (await bench.store.stats())[bench.name].ready == 4
+    await bench.run()
+    assert bench.books.delivered == 4
+
+
+async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(bench, caplog):
+    caplog.set_level("INFO")
+    bench = bench(Accepted(), *[Retry("refused")] * 12)
+    await bench.fill(make_record())
+    await bench.run()
+    await bench.fill(make_record())
+
+    await bench.run()
+
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == 3
+    assert "failed, next attempt in" in lines[0]
+    assert "keeps failing" in lines[1]
+    assert "works again" in lines[2]
+
+
+async def test_what_a_collector_says_cannot_forge_a_log_line(bench, caplog):
+    bench = bench(Retry("down\nCRITICAL all is lost\x1b[31m"))
+    await bench.fill(make_record())
+
+    await bench.run()
+
+    assert "\\x0aCRITICAL" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+async def test_a_batch_never_exceeds_what_the_transport_takes(bench):
+    bench = bench()
+    bench.transport._max_batch_bytes = 1_000
+    await bench.fill(*records(20, size=300))
+
+    await bench.run()
+
+    assert {len(batch) for batch in bench.transport.batches} == {3, 2}
+
+
+async def test_the_request_rate_makes_it_wait_without_using_up_an_attempt(bench):
+    bench = bench(max_records=1)
+    bench.gate = bench.destination.gate = Gate(rate=2.0, backoff=1.0, failure_threshold=4)
+    await bench.fill(*records(3))
+
+    assert [await bench.attempt() for _ in range(3)] == [0, 0, 0.5]
+    assert bench.books.requests == 2
+    assert bench.books.failures == 0
+
+
+async def test_the_request_rate_yields_when_records_would_be_dropped(bench):
+    bench = bench(max_records=1)
+    bench.gate = bench.destination.gate = Gate(rate=1.0, backoff=1.0, failure_threshold=4)
+    bench.destination._urgent = lambda: True
+    await bench.fill(*records(5))
+
+    assert await bench.run() == 5
+
+
+async def test_a_report_is_sent_only_when_the_collector_may_be_asked(bench, make_status):
+    bench = bench(Retry("down", after=60))
+    await bench.fill(*records(1))
+
+    assert await bench.destination.report(make_status()) is True
+    await bench.attempt()
+    assert await bench.destination.report(make_status()) is False
+    assert len(bench.transport.reports) == 1
+
+
+@pytest.fixture
+def make_status():
+    from guard_agent import AgentStatus, get_current_timestamp
+
+    return lambda: AgentStatus(
+        timestamp=get_current_timestamp(),
+        status="healthy",
+        uptime=1,
+        events_sent=0,
+        events_failed=0,
+        buffer_size=0,
+    )
