@@ -1,0 +1,117 @@
+"""The command ``guard-agent``: what is installed, and what would run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from guard_agent import AgentConfig, ConfigurationError, GuardAgentError, __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from guard_agent.core.registry import Provider, Registry
+
+EX_CONFIG = 78  # sysexits.h: something is wrong with the configuration
+_PLACEHOLDER = "placeholder-for-a-missing-key"
+_NOT_SET = {"GA305", "GA306", "GA307"}  # not set here, though it may well be where the app runs
+
+_config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    help="Configuration file; else the one that an agent started here would use.",
+)
+
+
+@click.group()
+@click.version_option(__version__, prog_name="guard-agent")
+def main() -> None:
+    """Look at the telemetry agent: its plugins and its configuration."""
+    # Problems are part of what the commands print; they need not be logged as well.
+    logging.getLogger("guard_agent").addHandler(logging.NullHandler())
+
+
+@main.command()
+@_config_option
+def plugins(path: Path | None) -> None:
+    """List the plugins that are installed, and which are in use."""
+    from guard_agent.core.inspection import SEAMS
+    from guard_agent.core.registry import Registry
+
+    try:
+        config, _ = _load(path)
+    except GuardAgentError as error:
+        click.echo(f"{error}\nThe list shows what the defaults use.\n", err=True)
+        config = AgentConfig(api_key=_PLACEHOLDER)
+    used = {
+        instance.partition("/")[0]
+        for seam in SEAMS
+        for instance in _as_list(getattr(config, seam.option))
+    }
+    registry = Registry.from_environment()
+    rows = [_row(registry, provider, used) for provider in registry.providers]
+    missing = used - {provider.name for provider in registry.providers}
+    rows += [(name, "-", "-", "-", "missing: named, but not installed") for name in sorted(missing)]
+    for line in _aligned([("NAME", "KIND", "DISTRIBUTION", "VERSION", "STATE"), *rows]):
+        click.echo(line)
+
+
+@main.command()
+@_config_option
+def plan(path: Path | None) -> None:
+    """Show what would run, in which order, and why it is safe."""
+    from guard_agent.core.composition import compose
+    from guard_agent.core.configfile import find_file
+
+    try:
+        config, note = _load(path)
+        text = compose(config).explain()
+    except GuardAgentError as error:
+        click.echo(error, err=True)
+        raise SystemExit(EX_CONFIG) from None
+    click.echo(f"Configuration: {find_file(path) or 'defaults, no file found'}")
+    if note:
+        click.echo(note)
+    click.echo(f"\n{text}")
+
+
+def _load(path: Path | None) -> tuple[AgentConfig, str]:
+    """The configuration found, with a placeholder when only the key is missing, and a note then."""
+    from guard_agent.core.configfile import load_config
+
+    try:
+        return load_config(path), ""
+    except ConfigurationError as error:
+        if not {problem.code for problem in error.problems} <= _NOT_SET:
+            raise
+        try:
+            config = load_config(path, api_key=_PLACEHOLDER)
+        except ConfigurationError:
+            raise error from None
+        return config, "There is no api_key here, so a placeholder stands for it."
+
+
+def _row(registry: Registry, provider: Provider, used: set[str]) -> tuple[str, ...]:
+    loaded = registry.load(provider.name)
+    kinds = ", ".join(loaded.classes) or "-"
+    state = "active" if provider.name in used else "available"
+    if loaded.problems:
+        state = "broken: " + "; ".join(f"{p.code} {p.message}" for p in loaded.problems)
+    return provider.name, kinds, provider.distribution, provider.version or "-", state
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    table = list(rows)
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]

@@ -1,0 +1,199 @@
+"""
+What the agent consists of, once that is decided: `Plan`, which builds and explains itself.
+
+How a plan comes about is the business of `guard_agent.core.composition`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast, get_args
+
+from guard_agent._version import __version__
+from guard_agent.core.config import state_directory
+from guard_agent.core.errors import ConfigurationError, GuardAgentError, Problem
+from guard_agent.core.interfaces import (
+    BufferStore,
+    Enricher,
+    Kind,
+    Plugin,
+    PluginContext,
+    PluginSettings,
+    RuleSource,
+    Stage,
+    Transport,
+)
+from guard_agent.core.problems import describe_exception
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from guard_agent.core.config import AgentConfig
+    from guard_agent.core.inspection import ComponentKind
+
+logger = logging.getLogger("guard_agent.composition")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One plugin in its place."""
+
+    instance: str
+    """Name in the configuration: ``http`` or ``http/eu``."""
+    kind: ComponentKind
+    cls: type[Plugin]
+    settings: PluginSettings
+    distribution: str
+    version: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.distribution} {self.version}".strip()
+
+    @property
+    def stage(self) -> Stage | None:
+        return stage_of(self.cls)
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Fresh instances, in the order of the plan. ``context.instance`` is the name of each."""
+
+    enrichers: tuple[Enricher, ...]
+    store: BufferStore
+    transports: tuple[Transport, ...]
+    rules: tuple[RuleSource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the agent consists of, in the order of execution."""
+
+    config: AgentConfig
+    enrichers: tuple[Step, ...]
+    store: Step
+    transports: tuple[Step, ...]
+    rules: tuple[Step, ...]
+    problems: tuple[Problem, ...] = ()
+    """What was left out or is doubtful; none of it is fatal."""
+
+    def build(self) -> Components:
+        """
+        Construct everything anew, for a start and after a fork. No I/O.
+
+        Raises:
+            ConfigurationError: when a constructor fails that did not fail in `compose`.
+            GuardAgentError: as a constructor raised it.
+        """
+        steps = (*self.enrichers, self.store, *self.transports, *self.rules)
+        destinations = tuple(step.instance for step in self.transports)
+        built: list[Plugin] = []
+        problems: list[Problem] = []
+        for step in steps:
+            plugin = construct(step, self.config, destinations, problems)
+            if plugin is not None:
+                built.append(plugin)
+        if problems:
+            raise ConfigurationError(problems)
+        at = len(self.enrichers)
+        rules_at = at + 1 + len(self.transports)
+        return Components(
+            enrichers=cast("tuple[Enricher, ...]", tuple(built[:at])),
+            store=cast("BufferStore", built[at]),
+            transports=cast("tuple[Transport, ...]", tuple(built[at + 1 : rules_at])),
+            rules=cast("tuple[RuleSource, ...]", tuple(built[rules_at:])),
+        )
+
+    def explain(self) -> str:
+        """What was built, from which distribution, in which order, and why it is safe."""
+        return "\n".join(_explain(self))
+
+
+def construct(
+    step: Step,
+    config: AgentConfig,
+    destinations: tuple[str, ...],
+    problems: list[Problem],
+    *,
+    trial: bool = False,
+) -> Plugin | None:
+    """
+    An instance for ``step``, or None with the reason added to ``problems``.
+
+    With ``trial`` an enricher is bound as well, to see errors before anything depends on it.
+    """
+    context = PluginContext(step.instance, config, destinations, state_directory())
+    try:
+        plugin = step.cls(step.settings, context)
+        if trial and isinstance(plugin, Enricher):
+            _try_to_bind(plugin)
+    except (KeyboardInterrupt, GuardAgentError):
+        raise  # ours, and documented as what construction raises: a wrong encryption key
+    except BaseException as error:
+        # Where plugin meets core: a constructor may do anything, and costs only its plugin.
+        logger.debug("constructing %s failed", step.instance, exc_info=True)
+        what = describe_exception(error, config.plugins.get(step.instance))
+        message = f"{step.kind} {step.instance!r} of {step.label} cannot be constructed: {what}"
+        fix = f"correct plugins.{step.instance} if that is the cause, else update {step.label}"
+        problems.append(Problem("GA116", message, fix, fatal=False))
+        return None
+    return plugin
+
+
+def _try_to_bind(enricher: Enricher) -> None:
+    for kind in get_args(Kind):
+        function: object = enricher.bind(kind)
+        if function is not None and (
+            not callable(function) or inspect.iscoroutinefunction(function)
+        ):
+            got = "an async function" if callable(function) else type(function).__name__
+            msg = f"bind({kind!r}) returned {got}, not a plain function or None"
+            raise TypeError(msg)
+
+
+def stage_of(cls: type[Plugin] | None) -> Stage | None:
+    """The stage of an enricher class, as far as it has one."""
+    stage = getattr(cls, "stage", None)
+    return stage if isinstance(stage, Stage) else None
+
+
+def _explain(plan: Plan) -> Iterator[str]:
+    yield f"guard-agent {__version__}"
+    yield ""
+    yield "A record passes, in this order:"
+    path = (*plan.enrichers, plan.store, *plan.transports)
+    yield from _table(path)
+    yield "Each transport is a destination of its own: none waits for another."
+    yield ""
+    yield "Rules come from:" if plan.rules else "No rule source is configured."
+    yield from _table(plan.rules)
+    yield ""
+    redactors = [step.instance for step in plan.enrichers if step.stage is Stage.REDACT]
+    if redactors:
+        yield (
+            f"Safe: {' and '.join(map(repr, redactors))} removes secrets before anything is stored "
+            "or sent; whatever comes later gets redacted data only and adds none."
+        )
+    else:
+        yield "NOT SAFE: nothing redacts, and allow_unredacted permits it. Secrets will leave."
+    if plan.problems:
+        yield ""
+        yield "Problems:"
+        yield from (f"  {problem}" for problem in plan.problems)
+
+
+def _table(steps: tuple[Step, ...]) -> Iterator[str]:
+    rows = [(step.instance, _role(step), step.label) for step in steps]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    for number, (instance, role, label) in enumerate(rows, 1):
+        yield f"  {number}. {instance:<{widths[0]}}  {role:<{widths[1]}}  {label}"
+
+
+def _role(step: Step) -> str:
+    if step.stage:
+        return f"{step.kind} ({step.stage.name.lower()})"
+    if issubclass(step.cls, BufferStore):
+        return f"{step.kind} ({step.cls.level.value})"
+    return step.kind

@@ -1,0 +1,39 @@
+"""What several tests of the core share."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Test modules are not importable by name, so that no two of them can be mixed up.
+_FIXTURE_WHEELS = runpy.run_path(str(Path(__file__).parent / "core" / "fixture_wheels.py"))
+_PACKAGES = (_FIXTURE_WHEELS["PACKAGE"], _FIXTURE_WHEELS["OTHER_PACKAGE"])
+
+
+@pytest.fixture(scope="session")
+def fixture_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip installed the distributions of ``fixture_wheels.py``."""
+    return _FIXTURE_WHEELS["install"](tmp_path_factory.mktemp("wheels"))
+
+
+@pytest.fixture
+def installed(fixture_site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The fixture distributions are on ``sys.path``, and nothing of them is imported yet."""
+    monkeypatch.syspath_prepend(fixture_site)
+    importlib.invalidate_caches()
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in _PACKAGES]:
+        del sys.modules[name]

@@ -1,0 +1,148 @@
+"""The command ``guard-agent``, in a folder of its own and with real installed plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from guard_agent import __version__
+from guard_agent.cli import main
+
+pytestmark = pytest.mark.usefixtures("installed")
+
+GOOD = """
+enrichers: [acme-redact]
+store: acme-store
+transports: [acme-tcp, acme-tcp/eu]
+rules: [acme-rules]
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GUARD_AGENT_CONFIG", raising=False)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, arguments)
+
+
+def write(text, name="guard-agent.yaml"):
+    Path(name).write_text(text, encoding="utf-8")
+
+
+def rows(output):
+    """The table of ``guard-agent plugins``: name → (kind, distribution, version, state)."""
+    cells = [line.split(maxsplit=4) for line in output.splitlines()]
+    return {row[0]: tuple(row[1:]) for row in cells if len(row) == 5}
+
+
+def test_version():
+    result = run("--version")
+
+    assert (result.exit_code, result.output) == (0, f"guard-agent, version {__version__}\n")
+
+
+def test_plugins_shows_what_is_installed_and_what_is_in_use():
+    write(f"api_key: a-key-of-a-test\n{GOOD}")
+
+    result = run("plugins")
+
+    assert result.exit_code == 0
+    table = rows(result.stdout)
+    assert table["acme-tcp"] == ("transport", "acme-guard-fixtures", "1.2.3", "active")
+    assert table["acme-store"] == ("store", "acme-guard-fixtures", "1.2.3", "active")
+    assert table["acme-lazy"] == ("transport", "acme-guard-fixtures", "1.2.3", "available")
+
+
+def test_plugins_goes_on_after_broken_ones():
+    write(f"api_key: a-key-of-a-test\n{GOOD}")
+
+    result = run("plugins")
+
+    table = rows(result.stdout)
+    assert table["acme-exits"][:3] == ("-", "acme-guard-fixtures", "1.2.3")
+    assert table["acme-exits"][3].startswith("broken: GA103 ")
+    assert table["acme-sync-send"][3].startswith("broken: GA110 ")
+    assert result.stdout.count("\nacme-twice ") == 2
+
+
+def test_plugins_shows_what_is_named_but_missing():
+    write("api_key: a-key-of-a-test\nstore: nowhere\n")
+
+    assert rows(run("plugins").stdout)["nowhere"][3].startswith("missing")
+
+
+def test_plugins_works_with_a_configuration_that_does_not():
+    write("bufer_size: 1\n")
+
+    result = run("plugins")
+
+    assert result.exit_code == 0
+    assert "GA303" in result.stderr
+    assert rows(result.stdout)["acme-tcp"][3] == "available"
+
+
+def test_plan_explains_the_configuration_that_was_found():
+    write(f"api_key: a-key-of-a-test\n{GOOD}")
+
+    result = run("plan")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Configuration: guard-agent.yaml" in result.stdout
+    assert "acme-tcp/eu" in result.stdout
+    assert "Safe: 'acme-redact' removes secrets" in result.stdout
+    assert "placeholder" not in result.stdout
+
+
+def test_plan_takes_the_file_that_is_named():
+    write(f"api_key: a-key-of-a-test\n{GOOD}", "other.yaml")
+
+    assert "Configuration: other.yaml" in run("plan", "--config", "other.yaml").stdout
+
+
+@pytest.mark.parametrize("key", ["", "api_key: '${env:ABSENT_KEY}'\n", "api_key: {file: absent}\n"])
+def test_plan_needs_no_key_and_says_so(monkeypatch, key):
+    monkeypatch.delenv("ABSENT_KEY", raising=False)
+    write(key + GOOD)
+
+    result = run("plan")
+
+    assert result.exit_code == 0
+    assert "There is no api_key here, so a placeholder stands for it." in result.stdout
+
+
+def test_plan_fails_with_all_problems_and_ex_config():
+    write(f"api_key: a-key-of-a-test\n{GOOD}plugins: {{acme-tcp: {{prot: 1}}}}\n")
+    with Path("guard-agent.yaml").open("a", encoding="utf-8") as file:
+        file.write("allow_unredacted: false\n")
+    text = Path("guard-agent.yaml").read_text(encoding="utf-8")
+    write(text.replace("store: acme-store", "store: acme-stor"))
+
+    result = run("plan")
+
+    assert result.exit_code == 78
+    assert "GA101: no plugin 'acme-stor' is installed" in result.stderr
+    assert "GA112: plugins.acme-tcp.prot (guard-agent.yaml:7)" in result.stderr
+    assert result.stdout == ""
+
+
+def test_plan_does_not_hide_other_problems_behind_a_missing_key():
+    write(f"{GOOD}bufer_size: 1\n")
+
+    result = run("plan")
+
+    assert result.exit_code == 78
+    assert "GA303" in result.stderr
+    assert "GA307" in result.stderr
+
+
+def test_plan_with_a_file_that_is_missing():
+    result = run("plan", "--config", "absent.yaml")
+
+    assert result.exit_code == 78
+    assert "GA301" in result.stderr
