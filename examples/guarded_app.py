@@ -12,9 +12,16 @@ A small shop whose API is protected by fastapi-guard and reported on by guard-ag
 from __future__ import annotations
 
 import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, HTTPException
 from guard import SecurityConfig, SecurityMiddleware
+
+from guard_agent import guard_agent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 PRODUCTS = {1: "lantern", 2: "rope", 3: "compass"}
 
@@ -40,7 +47,15 @@ config = SecurityConfig(
     enable_redis=False,
 )
 
-app = FastAPI(title="Demo shop", docs_url=None, redoc_url=None, openapi_url=None)
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
+    # uvicorn ends by a signal, so nothing comes after this: deliver what is left.
+    await guard_agent().stop()
+
+
+app = FastAPI(title="Demo shop", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 app.add_middleware(SecurityMiddleware, config=config)
 
 

@@ -54,7 +54,7 @@ _DONE = _Done()
 class GuardAgentHandler:
     """The agent for code that runs on an event loop. May be used from several loops."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig | None = None) -> None:
         self._agent = _agent_for(config)
 
     @property
@@ -137,7 +137,7 @@ class GuardAgentHandler:
 class SyncGuardAgentHandler:
     """The agent for code without an event loop. Taking a record never waits for another thread."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig | None = None) -> None:
         self._agent = _agent_for(config)
 
     @property
@@ -203,9 +203,12 @@ class SyncGuardAgentHandler:
         self._agent.note_redis(redis_handler)
 
 
-def guard_agent(config: AgentConfig) -> Any:
+def guard_agent(config: AgentConfig | None = None) -> Any:
     """
     The agent of this process.
+
+    Without a configuration it is the agent that was made before; when there is none, one that the
+    configuration file describes.
 
     Returns:
         A `GuardAgentHandler` when an event loop runs in this thread, otherwise a
@@ -229,7 +232,7 @@ class _Process:
         self.warned = False
         self._faces: dict[type[Any], Any] = {}
 
-    def face(self, face: type[Any], agent: Agent, config: AgentConfig) -> Any:
+    def face(self, face: type[Any], agent: Agent, config: AgentConfig | None) -> Any:
         known = self._faces.get(face)
         if known is None or known._agent is not agent:  # noqa: SLF001 - both are of this module
             known = self._faces[face] = face(config)
@@ -239,36 +242,44 @@ class _Process:
 _process = _Process()
 
 
-def _agent_for(config: AgentConfig) -> Agent:
+def _agent_for(config: AgentConfig | None) -> Agent:
     """The agent of the process; composed at the first call, and again after a stop."""
     with _process.lock:
-        agent = _process.agent
-        if agent is not None and (not agent.stopped or config == _process.given):
-            if config != _process.given and not _process.warned:
-                _process.warned = True
-                logger.warning(
-                    "guard_agent() was called with another configuration: the first one stays in "
-                    "force until stop(). Different: %s",
-                    ", ".join(_differences(config, _process.given)),
-                )
+        agent, given = _process.agent, _process.given
+        if agent is not None and (config is None or config == given):
+            return agent
+        if agent is not None and not agent.stopped:
+            _warn_of_differences(config, given)
             return agent
         # Imported here, so that `import guard_agent` does not pay for what only a start needs.
         from guard_agent.core.composition import compose  # noqa: PLC0415
-        from guard_agent.core.configfile import resolve  # noqa: PLC0415
+        from guard_agent.core.configfile import load_config, resolve  # noqa: PLC0415
 
         if agent is None and hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_forget)
-        agent = Agent(compose(resolve(config)))
+        agent = Agent(compose(load_config() if config is None else resolve(config)))
         _process.agent, _process.given, _process.warned = agent, config, False
         return agent
 
 
-def _differences(one: AgentConfig, other: AgentConfig | None) -> list[str]:
-    return [
-        name
-        for name in type(one).model_fields
-        if other is None or getattr(one, name) != getattr(other, name)
-    ]
+def _warn_of_differences(config: AgentConfig | None, given: AgentConfig | None) -> None:
+    if _process.warned:
+        return
+    _process.warned = True
+    names = (
+        [
+            name
+            for name in type(config).model_fields
+            if getattr(config, name) != getattr(given, name, None)
+        ]
+        if config is not None
+        else []
+    )
+    logger.warning(
+        "guard_agent() was called with another configuration: the first one stays in force until "
+        "stop(). Different: %s",
+        ", ".join(names),
+    )
 
 
 def _forget() -> None:

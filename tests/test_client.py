@@ -73,6 +73,29 @@ async def test_another_configuration_takes_effect_after_stop(config, caplog):
     assert guard_agent(config(buffer_size=7)).config.buffer_size == 7
 
 
+async def test_without_a_configuration_it_is_the_agent_that_is_there(config, collector):
+    agent = guard_agent(config())
+    await agent.send_event(make_event())
+
+    assert guard_agent() is agent
+    await guard_agent().stop()
+
+    assert len(collector.events) == 1
+
+
+async def test_without_any_agent_the_configuration_file_describes_one(config, collector, tmp_path):
+    (tmp_path / "guard-agent.yaml").write_text(
+        f"api_key: from-the-file-01\nendpoint: {collector.url}\n"
+    )
+    client._process.agent = None  # as in a process that has made none
+
+    agent = guard_agent()
+    await agent.send_event(make_event())
+    await agent.stop()
+
+    assert collector.requests[-1].headers["x-api-key"] == "from-the-file-01"
+
+
 async def test_both_faces_meet_the_same_agent(config, collector):
     settings = config()
     agent = guard_agent(settings)
