@@ -74,7 +74,12 @@ build: $(STAMP) ## wheels of all distributions, in dist/
 	@$(PIP) wheel -qq --no-deps --no-build-isolation --wheel-dir dist $(DISTRIBUTIONS)
 	@ls dist
 
+.PHONY: bench
+bench: $(STAMP) ## this release beside guard-agent 3.2.4, and what each gzip level costs
+	@$(BIN)/python benchmarks/compare.py
+	@$(BIN)/python benchmarks/gzip_level.py
+
 .PHONY: clean
 clean: ## remove everything that was made here
-	rm -rf $(VENV) dist build .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .bench dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

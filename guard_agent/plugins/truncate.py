@@ -63,13 +63,16 @@ class TruncateEnricher(Enricher):
 
 def _any_longer(values: Iterable[Any], limit: int) -> bool:
     for value in values:
-        if isinstance(value, str):
+        if value is None:
+            continue
+        kind = type(value)
+        if kind is str:
             if len(value) > limit:
                 return True
-        elif isinstance(value, dict):
+        elif kind is dict:
             if _any_longer(value.values(), limit):
                 return True
-        elif isinstance(value, list) and _any_longer(value, limit):
+        elif kind is list and _any_longer(value, limit):
             return True
     return False
 
