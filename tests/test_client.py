@@ -280,3 +280,15 @@ def test_a_wrong_composition_is_refused_with_everything_that_is_wrong(config):
     codes = {problem.code for problem in caught.value.problems}
     assert {"GA101", "GA201"} <= codes
     assert "http" in str(caught.value)
+
+
+async def test_a_project_without_rules_does_not_hold_up_its_events(config, collector):
+    """The rule route answers 404, which pauses the rules and nothing else."""
+    collector.always(Answer(status=404), only="rules")
+    agent = guard_agent(config())
+
+    assert await agent.get_dynamic_rules() is None
+    await agent.send_event(make_event())
+    await agent.flush_buffer()
+
+    assert len(collector.events) == 1

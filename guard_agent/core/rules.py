@@ -14,6 +14,7 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -21,16 +22,15 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import ValidationError
 
+from guard_agent.core.gate import Gate
 from guard_agent.core.interfaces import Paused, Retry, RuleSet, RuleSource, Unchanged
 from guard_agent.core.logs import one_line
 from guard_agent.core.models import DynamicRules
 from guard_agent.core.patterns import dangerous
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
-
-    from guard_agent.core.gate import Gate
 
 logger = logging.getLogger("guard_agent.rules")
 
@@ -39,6 +39,14 @@ MAX_TTL = 86_400
 MAX_ENTRIES = 100_000
 MAX_PATTERNS = 1_000
 _BROADEST = {4: 8, 6: 16}
+_LOOPBACK: dict[int, Any] = {
+    4: ipaddress.ip_network("127.0.0.0/8"),
+    6: ipaddress.ip_network("::1/128"),
+}
+_MAPPED: Any = ipaddress.ip_network("::ffff:0:0/96")
+_ALSO_ELSEWHERE = frozenset({"message", "timestamp", "version"})
+"""Fields that an answer about something else, such as an error, may have as well."""
+_CHECK_SECONDS = 5.0
 _CLOCK_SKEW = timedelta(minutes=5)
 _FILE_LIMIT = 8 * 1024 * 1024
 _MAX_REFUSAL_PAUSE = 300.0
@@ -58,6 +66,11 @@ def validate(document: Mapping[str, Any], now: datetime) -> DynamicRules:
     Raises:
         RulesRefused: naming the field and what is wrong.
     """
+    names = _names(document)
+    known = names & set(DynamicRules.model_fields)
+    if not known - _ALSO_ELSEWHERE:
+        msg = "the document has none of the fields of dynamic rules: is it the right address?"
+        raise RulesRefused(msg)
     try:
         rules = DynamicRules.model_validate(dict(document))
     except ValidationError as error:
@@ -65,9 +78,12 @@ def validate(document: Mapping[str, Any], now: datetime) -> DynamicRules:
         place = ".".join(str(part) for part in first["loc"])
         msg = f"{place}: {first['msg']}"
         raise RulesRefused(msg) from None
-    if unknown := sorted(set(document) - set(DynamicRules.model_fields)):
-        names = one_line(", ".join(map(str, unknown[:10])))
-        logger.warning("rules %s: ignoring unknown fields: %s", one_line(rules.rule_id), names)
+    if unknown := sorted(names - known):
+        logger.warning(
+            "rules %s: ignoring unknown fields: %s",
+            one_line(rules.rule_id),
+            one_line(", ".join(unknown[:10])),
+        )
 
     if is_expired(rules, now):
         msg = "expires_at: the rules have expired already"
@@ -81,6 +97,13 @@ def validate(document: Mapping[str, Any], now: datetime) -> DynamicRules:
     _check_patterns(rules)
     ttl = min(max(rules.ttl, MIN_TTL), MAX_TTL)
     return rules if ttl == rules.ttl else rules.model_copy(update={"ttl": ttl})
+
+
+def _names(document: object) -> set[str]:
+    if not isinstance(document, Mapping):
+        msg = f"the document is a {type(document).__name__}, not an object with fields"
+        raise RulesRefused(msg)
+    return {str(name) for name in document}
 
 
 def is_expired(rules: DynamicRules, now: datetime) -> bool:
@@ -108,8 +131,11 @@ def _check_addresses(field: str, entries: list[str]) -> None:
                 f"(broader than /{_BROADEST[network.version]})"
             )
             raise RulesRefused(msg)
-        if field == "ip_blacklist" and network.is_loopback:
-            msg = f"{field}: {entry} is the loopback network"
+        if network.version == 6 and network.overlaps(_MAPPED):
+            msg = f"{field}: {entry} stands for IPv4 addresses; write them as such"
+            raise RulesRefused(msg)
+        if field == "ip_blacklist" and network.overlaps(_LOOPBACK[network.version]):
+            msg = f"{field}: {entry} holds loopback addresses"
             raise RulesRefused(msg)
 
 
@@ -126,6 +152,7 @@ def _check_limits(rules: DynamicRules) -> None:
 
 
 def _check_patterns(rules: DynamicRules) -> None:
+    end = time.monotonic() + _CHECK_SECONDS
     for field in ("suspicious_patterns", "blocked_user_agents"):
         patterns: list[str] = getattr(rules, field)
         if len(patterns) > MAX_PATTERNS:
@@ -135,11 +162,18 @@ def _check_patterns(rules: DynamicRules) -> None:
             if (reason := dangerous(pattern)) is not None:
                 msg = f"{field}: {pattern[:80]!r} {reason}"
                 raise RulesRefused(msg)
+            if time.monotonic() > end:
+                msg = f"{field}: takes more than {_CHECK_SECONDS:.0f} s to check"
+                raise RulesRefused(msg)
 
 
 class RuleKeeper:
     """
     Keeps the rules of one source up to date.
+
+    While deliveries to the same collector rest, it rests too: ``gate`` is theirs. The other way
+    round it only passes on that the collector asked for less; a project without rules, or a rule
+    service that is down, must not hold up a single event.
 
     ``refresh`` runs on the agent's loop; ``current`` may be read from any thread and never waits.
     """
@@ -159,7 +193,13 @@ class RuleKeeper:
         self.fetched = 0
         self.last_update: float | None = None
         self.last_error: str | None = None
-        self._gate = gate
+        config = source.context.config
+        self._deliveries = gate
+        self._gate = Gate(
+            rate=config.max_requests_per_second,
+            backoff=config.backoff_factor,
+            failure_threshold=config.retry_attempts + 1,
+        )
         self._cache = cache
         self._on_change = on_change
         self._clock = clock
@@ -186,7 +226,7 @@ class RuleKeeper:
                 return
             document = orjson.loads(self._cache.read_bytes())
             rules = validate(document, self._now())
-        except (OSError, ValueError, TypeError, RulesRefused):
+        except (OSError, ValueError, RulesRefused):
             return  # none, or no longer good: the source will tell
         self._set(rules)
 
@@ -197,6 +237,8 @@ class RuleKeeper:
         Returns:
             Seconds until the next refresh.
         """
+        if (delay := self._deliveries.delay(self._clock())) > 0:
+            return max(delay, 0.05)
         if (delay := self._gate.acquire(self._clock())) > 0:
             return max(delay, 0.05)
         result = await self._fetch()
@@ -218,7 +260,7 @@ class RuleKeeper:
         self._last_refused = None
         self.last_error = None
         self._validator = result.validator
-        if rules != self._rules:
+        if not _same(rules, self._rules):
             self._set(rules)
             self._save(result.document)
         return self._next()
@@ -236,7 +278,8 @@ class RuleKeeper:
                 self._opened = True
             result: object = await self.source.fetch(self._validator)
             finished = True
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            # Plugin meets core: contract of RuleSource.
             finished = True
             if not self._defect_logged:
                 self._defect_logged = True
@@ -251,6 +294,8 @@ class RuleKeeper:
 
     def _unavailable(self, result: Retry | Paused) -> float:
         delay = self._gate.failed(result, self._clock())
+        if isinstance(result, Retry) and result.throttled:
+            self._deliveries.failed(result, self._clock())
         reason = one_line(result.reason)
         if self.last_error is None:
             logger.warning("rules from %s are not available: %s", self.name, reason)
@@ -286,8 +331,10 @@ class RuleKeeper:
         self._rules = rules
         if known is None or (known.rule_id, known.version) != (rules.rule_id, rules.version):
             logger.info("rules %s version %d are in force", one_line(rules.rule_id), rules.version)
-        if rules.emergency_mode:
-            logger.warning("rules %s switch emergency mode on", one_line(rules.rule_id))
+        switches = _switches(rules)
+        if switches and (known is None or switches != _switches(known)):
+            name = one_line(rules.rule_id)
+            logger.warning("rules %s change what protects the app: %s", name, ", ".join(switches))
         self._on_change(rules)
 
     def _save(self, document: Mapping[str, Any]) -> None:
@@ -307,6 +354,22 @@ class RuleKeeper:
         except (OSError, TypeError) as error:
             logger.info("cannot keep the rules on disk: %s", error)
             self._cache = None
+
+
+def _same(rules: DynamicRules, known: DynamicRules | None) -> bool:
+    if known is not None and "timestamp" not in rules.model_fields_set:
+        # It is the time of reading then.
+        rules = rules.model_copy(update={"timestamp": known.timestamp})
+    return rules == known
+
+
+def _switches(rules: DynamicRules) -> list[str]:
+    """What a person should know of: protection that is off, and everybody locked out."""
+    off = ("enable_penetration_detection", "enable_ip_banning", "enable_rate_limiting")
+    on = ("emergency_mode", "emergency_whitelist_only")
+    return [f"{name}=false" for name in off if getattr(rules, name) is False] + [
+        f"{name}=true" for name in on if getattr(rules, name)
+    ]
 
 
 def cache_path(folder: Path, source: RuleSource) -> Path:
