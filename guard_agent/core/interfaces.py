@@ -350,6 +350,10 @@ class BufferStore(Resource, ABC):
 
     level: ClassVar[Level] = Level.MEMORY
 
+    def describe(self) -> Mapping[str, object]:
+        """What an operator should see in health, such as ``{"sync": "full"}``. No secrets."""
+        return {}
+
     @abstractmethod
     async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
         """
