@@ -103,6 +103,18 @@ class GuardAgentHandler:
         """
         await _within(self._agent.flush(), self._agent.config.timeout)
 
+    async def flush_to_store(self) -> bool:
+        """
+        Bring what was taken so far to the store; what is there survives a kill of the process.
+
+        Returns:
+            Whether all of it is committed in a store that outlives the process. False with a
+            store in memory, and when it took longer than ``timeout`` seconds.
+        """
+        future = self._agent.flush_to_store()
+        await _within(future, self._agent.config.timeout)
+        return _is_true(future)
+
     async def get_dynamic_rules(self) -> DynamicRules | None:
         """
         The last good set of rules, or None. Never raises.
@@ -180,6 +192,12 @@ class SyncGuardAgentHandler:
     def flush_buffer(self) -> None:
         """Send now what was taken so far; see `GuardAgentHandler.flush_buffer`."""
         _result(self._agent.flush(), self._agent.config.timeout)
+
+    def flush_to_store(self) -> bool:
+        """Bring what was taken so far to the store; see `GuardAgentHandler.flush_to_store`."""
+        future = self._agent.flush_to_store()
+        _result(future, self._agent.config.timeout)
+        return _is_true(future)
 
     def get_dynamic_rules(self) -> DynamicRules | None:
         """The last good set of rules, or None. Answers from memory, never raises, never waits."""
@@ -306,6 +324,15 @@ async def _within(future: Future[Any], timeout: float) -> None:
             logger.error("the agent failed", exc_info=error)
     finally:
         wrapped.cancel()
+
+
+def _is_true(future: Future[Any]) -> bool:
+    return (
+        future.done()
+        and not future.cancelled()
+        and future.exception() is None
+        and bool(future.result())
+    )
 
 
 def _result(future: Future[Any], timeout: float) -> None:

@@ -25,13 +25,14 @@ from guard_agent.core.delivery import Destination
 from guard_agent.core.engine_link import update_rule_managers
 from guard_agent.core.errors import BufferFullError
 from guard_agent.core.gate import Gate, GateState
-from guard_agent.core.interfaces import DestinationDepth, Record
+from guard_agent.core.interfaces import DestinationDepth, Level, Record
+from guard_agent.core.lanes import Lanes
 from guard_agent.core.ledger import DropReason, Ledger
 from guard_agent.core.models import AgentStatus
 from guard_agent.core.pipeline import Pipeline
 from guard_agent.core.ring import Ring
 from guard_agent.core.rules import RuleKeeper, cache_path
-from guard_agent.core.worker import Worker, inside
+from guard_agent.core.worker import COMMIT_INTERVAL, Worker, inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,11 +68,12 @@ class _Run:
             on_wake=self._wake,
         )
         self.gates: dict[str, Gate] = {}
+        self.lanes = Lanes(components.memory, components.durable)
         books_lock = asyncio.Lock()
         self.destinations = {
             transport.context.instance: Destination(
                 transport,
-                components.store,
+                self.lanes,
                 self._gate(transport.collector, config),
                 self.ledger.destinations[transport.context.instance],
                 max_records=config.max_batch_records,
@@ -99,7 +101,7 @@ class _Run:
         self.worker = Worker(
             ring=self.ring,
             ledger=self.ledger,
-            store=components.store,
+            store=self.lanes,
             destinations=list(self.destinations.values()),
             keepers=self.keepers,
             books_lock=books_lock,
@@ -181,6 +183,8 @@ class _Run:
                 errors.append(f"{name}: {gate.state.value}: {destination.books.last_error}")
         if self.ring.under_pressure():
             errors.append("the buffer is nearly full")
+        if (trouble := self.lanes.trouble) is not None and self.started:
+            errors.append(f"the store is not available, records wait in memory: {trouble}")
         errors += [
             f"rules from {keeper.name}: {keeper.last_error}"
             for keeper in self.keepers
@@ -202,13 +206,22 @@ class _Run:
             errors=errors,
         )
         extra: dict[str, Any] = {
-            "level": self.worker.level.value,
+            **self._levels(),
             "destinations": {
                 name: self._destination(name, balances[name], depths[name])
                 for name in self.destinations
             },
         }
         return report.model_copy(update=extra)
+
+    def _levels(self) -> dict[str, Any]:
+        level = self.worker.level
+        return {
+            "level": level.value,
+            # None: everything that is not delivered is lost when the process is killed.
+            "loss_window_seconds": None if level is Level.MEMORY else COMMIT_INTERVAL,
+            "store": dict(self.lanes.describe()),
+        }
 
     def _destination(self, name: str, balance: Balance, depth: DestinationDepth) -> dict[str, Any]:
         destination, books = self.destinations[name], self.ledger.destinations[name]
@@ -353,6 +366,13 @@ class Agent:
         if not run.started:
             return _done(None)
         return run.worker.submit(run.worker.flush)
+
+    def flush_to_store(self) -> Future[Any]:
+        """Bring what was taken so far to the store; see `Worker.flush_to_store`."""
+        run = self._current()
+        if run.stopped is not None or not run.ensure_started():
+            return _done(False)
+        return run.worker.submit(run.worker.flush_to_store)
 
     # --- rules, status ----------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from guard_agent.core.errors import ConfigurationError, Problem
 from guard_agent.core.inspection import ENRICHER, RULE_SOURCE, STORE, TRANSPORT, Seam
-from guard_agent.core.interfaces import Stage
+from guard_agent.core.interfaces import BufferStore, Level, Stage
 from guard_agent.core.plan import Components, Plan, Step, construct, stage_of
 from guard_agent.core.problems import describe_exception, describe_invalid, did_you_mean, listed
 from guard_agent.core.registry import Registry
@@ -71,6 +71,7 @@ class _Composer:
         enrichers = self._take(ENRICHER, config.enrichers)
         rules = self._take(RULE_SOURCE, config.rules)
         store = self._store()
+        fallback = self._fallback(store)
         self._report(self._check_order(enrichers))
         self._report(self._check_redaction(enrichers))
         self._report(self._unused_settings())
@@ -78,7 +79,7 @@ class _Composer:
         problems = sorted(self._problems, key=lambda problem: not problem.fatal)
         if store is None or _any_fatal(problems):
             raise ConfigurationError(problems)
-        return Plan(config, enrichers, store, transports, rules, tuple(problems))
+        return Plan(config, enrichers, store, transports, rules, tuple(problems), fallback)
 
     def _report(self, problems: Iterable[Problem]) -> None:
         self._problems.update(dict.fromkeys(problems))
@@ -146,6 +147,12 @@ class _Composer:
             fix = "mend one of them, as the other problems say"
             self._report([Problem("GA205", message, fix)])
         return fallback
+
+    def _fallback(self, store: Step | None) -> Step | None:
+        """What takes over while a store that outlives the process is not available."""
+        if store is None or not issubclass(store.cls, BufferStore):
+            return None
+        return None if store.cls.level is Level.MEMORY else self._step(STORE, FALLBACK_STORE)
 
     def _wrong_kind(self, seam: Seam, instance: str, classes: Iterable[str]) -> Problem:
         kinds = sorted(classes)

@@ -95,17 +95,18 @@ class Lanes(BufferStore):
         await self.memory.open()
         await self._available()
 
-    async def close(self) -> None:
-        try:
-            if self._up:
-                await self._move()
-        finally:
-            self._up = False
-            await self.memory.close()
-            if self.durable is not None:
-                await self.durable.close()
+    async def settle(self) -> None:
+        """Bring what memory holds to the durable store, if it works."""
+        if self._up:
+            await self._move()
 
-    # --- the operations -----------------------------------------------------------------------------
+    async def close(self) -> None:
+        self._up = False
+        await self.memory.close()
+        if self.durable is not None:
+            await self.durable.close()
+
+    # --- the operations ---------------------------------------------------------------------------
 
     async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
         durable = await self._available()
@@ -187,7 +188,7 @@ class Lanes(BufferStore):
             letters = [*await self.durable.dead_letters(destination), *letters]
         return letters
 
-    # --- coming and going -----------------------------------------------------------------------------
+    # --- coming and going -------------------------------------------------------------------------
 
     async def _available(self) -> BufferStore | None:
         """The durable store, if it works; when it is time, try whether it does again."""

@@ -62,7 +62,9 @@ class Components:
     """Fresh instances, in the order of the plan. ``context.instance`` is the name of each."""
 
     enrichers: tuple[Enricher, ...]
-    store: BufferStore
+    memory: BufferStore
+    """Where records wait while there is no durable store, or it is away."""
+    durable: BufferStore | None
     transports: tuple[Transport, ...]
     rules: tuple[RuleSource, ...]
 
@@ -78,6 +80,8 @@ class Plan:
     rules: tuple[Step, ...]
     problems: tuple[Problem, ...] = ()
     """What was left out or is doubtful; none of it is fatal."""
+    fallback: Step | None = None
+    """Takes over while ``store``, which outlives the process, is not available."""
 
     def build(self) -> Components:
         """
@@ -87,7 +91,8 @@ class Plan:
             ConfigurationError: when a constructor fails that did not fail in `compose`.
             GuardAgentError: as a constructor raised it.
         """
-        steps = (*self.enrichers, self.store, *self.transports, *self.rules)
+        stores = (self.store,) if self.fallback is None else (self.fallback, self.store)
+        steps = (*self.enrichers, *stores, *self.transports, *self.rules)
         destinations = tuple(step.instance for step in self.transports)
         built: list[Plugin] = []
         problems: list[Problem] = []
@@ -98,11 +103,13 @@ class Plan:
         if problems:
             raise ConfigurationError(problems)
         at = len(self.enrichers)
-        rules_at = at + 1 + len(self.transports)
+        transports_at = at + len(stores)
+        rules_at = transports_at + len(self.transports)
         return Components(
             enrichers=cast("tuple[Enricher, ...]", tuple(built[:at])),
-            store=cast("BufferStore", built[at]),
-            transports=cast("tuple[Transport, ...]", tuple(built[at + 1 : rules_at])),
+            memory=cast("BufferStore", built[at]),
+            durable=None if self.fallback is None else cast("BufferStore", built[at + 1]),
+            transports=cast("tuple[Transport, ...]", tuple(built[transports_at:rules_at])),
             rules=cast("tuple[RuleSource, ...]", tuple(built[rules_at:])),
         )
 
@@ -165,6 +172,8 @@ def _explain(plan: Plan) -> Iterator[str]:
     yield "A record passes, in this order:"
     path = (*plan.enrichers, plan.store, *plan.transports)
     yield from _table(path)
+    if plan.fallback is not None:
+        yield f"While the store is not available, {plan.fallback.instance!r} takes over."
     yield "Each transport is a destination of its own: none waits for another."
     yield ""
     yield "Rules come from:" if plan.rules else "No rule source is configured."

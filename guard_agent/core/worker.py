@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from guard_agent.core.delivery import Destination
-    from guard_agent.core.interfaces import BufferStore, Record
+    from guard_agent.core.interfaces import Record
+    from guard_agent.core.lanes import Lanes
     from guard_agent.core.ledger import Ledger
     from guard_agent.core.models import AgentStatus
     from guard_agent.core.ring import Ring
@@ -54,7 +56,7 @@ class Worker:
         *,
         ring: Ring,
         ledger: Ledger,
-        store: BufferStore,
+        store: Lanes,
         destinations: Sequence[Destination],
         keepers: Sequence[RuleKeeper],
         books_lock: asyncio.Lock,
@@ -87,6 +89,7 @@ class Worker:
         self._store_open = False
         self._store_failing = False
         self._moving = asyncio.Lock()
+        self._opening = asyncio.Lock()
         self._stop_at = 0.0
         self._rules_wanted = asyncio.Event()
         self._rules_answered = asyncio.Event()
@@ -122,7 +125,8 @@ class Worker:
 
     @property
     def level(self) -> Level:
-        return self._store.level
+        """What a record that is taken now survives."""
+        return self._store.present_level
 
     @property
     def last_report_ok(self) -> bool | None:
@@ -181,6 +185,15 @@ class Worker:
             await asyncio.gather(*ends)
             if moved or left >= before:
                 return  # everything had its turn, or the store is full and stays full
+
+    async def flush_to_store(self) -> bool:
+        """
+        Bring everything that was taken so far to the store.
+
+        Returns:
+            Whether all of it is committed in a store that outlives the process.
+        """
+        return await self._move() and self._store.present_level is not Level.MEMORY
 
     async def first_rules(self, timeout: float) -> None:
         """Wait until a rule source answered for the first time, at most ``timeout`` seconds."""
@@ -251,10 +264,14 @@ class Worker:
         await asyncio.gather(*deliveries, return_exceptions=True)
 
     async def _close(self) -> None:
+        volatile: Mapping[str, DestinationDepth] = {}
         if self._store_open:
             with suppress(Exception):
+                await self._in_time(self._store.settle())
+            with suppress(Exception):
                 self.depths = await self._in_time(self._store.stats())
-        self._give_up()
+            volatile = await self._store.memory.stats()
+        self._give_up(volatile)
         closing: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             *((name, destination.close) for name, destination in self._destinations.items()),
             *((keeper.name, keeper.close) for keeper in self._keepers),
@@ -266,18 +283,20 @@ class Worker:
             except Exception:
                 logger.warning("%s did not close", name, exc_info=True)
 
-    def _give_up(self) -> None:
-        """Book what is lost with the process."""
+    def _give_up(self, volatile: Mapping[str, DestinationDepth]) -> None:
+        """Book what is lost with the process: what only memory holds."""
         lost = self._ring.abandon(DropReason.SHUTDOWN)
-        if self._store.level is not Level.MEMORY:
-            if lost:
-                logger.warning("stopped before the store took %d records: they are lost", lost)
-            return
-        for name, depth in self.depths.items():
+        for name, depth in volatile.items():
             self._ledger.destinations[name].dropped[DropReason.SHUTDOWN] += depth.pending
-        lost += max((depth.pending for depth in self.depths.values()), default=0)
+        lost += max((depth.pending for depth in volatile.values()), default=0)
         self.depths = {
-            name: DestinationDepth(buried=depth.buried) for name, depth in self.depths.items()
+            name: replace(
+                depth,
+                ready=depth.ready - volatile[name].ready,
+                leased=depth.leased - volatile[name].leased,
+                bytes=depth.bytes - volatile[name].bytes,
+            )
+            for name, depth in self.depths.items()
         }
         if lost:
             logger.warning("stopped with %d records undelivered: they are lost", lost)
@@ -285,12 +304,19 @@ class Worker:
     async def _in_time(self, work: Awaitable[Any]) -> Any:
         return await asyncio.wait_for(work, max(self._stop_at - time.monotonic(), 0.05))
 
+    async def _open_store(self) -> None:
+        """Open the store; what an earlier process left in it is due now."""
+        async with self._opening:
+            if not self._store_open:
+                await self._store.open()
+                self._store_open = True
+                self._set_due()
+
     # --- ring to store ----------------------------------------------------------------------------
 
     async def _pump(self) -> None:
+        await self._open_store()
         backoff = 0.0
-        durable = self._store.level is not Level.MEMORY
-        window = min(COMMIT_INTERVAL, self._flush_interval) if durable else self._flush_interval
         while True:
             if backoff:
                 await asyncio.sleep(backoff)
@@ -299,7 +325,9 @@ class Worker:
                 if not self._ring.waiting:
                     await self._arrived.wait()
             if not backoff and not self._ring.under_pressure():
-                await self._linger(window)
+                durable = self._store.present_level is not Level.MEMORY
+                interval = self._flush_interval
+                await self._linger(min(COMMIT_INTERVAL, interval) if durable else interval)
             backoff = 0.0 if await self._move() else min(max(backoff * 2, 0.1), _STORE_BACKOFF_MAX)
 
     async def _linger(self, seconds: float) -> None:
@@ -332,14 +360,13 @@ class Worker:
     async def _append(self, records: list[Record]) -> list[Record]:
         """Append, book, and return what the store did not take."""
         if not self._store_open:
-            await self._store.open()
-            self._store_open = True
+            await self._open_store()
         async with self._books_lock:
             appended = await self._store.append(records, evict=self._evict)
             self._ring.done(records[: appended.stored])
             for name, count in appended.evicted.items():
                 self._ledger.destinations[name].dropped[DropReason.OVERFLOW] += count
-            if self._store.level is Level.MEMORY:
+            if self._store.present_level is Level.MEMORY:
                 self.depths = await self._store.stats()
         if self._store_failing:
             self._store_failing = False
@@ -347,7 +374,7 @@ class Worker:
         self._unsent += appended.stored
         # Records linger in the ring before they come to a store in memory, and in the store
         # otherwise, because there they are safe.
-        if self._unsent >= self._buffer_size or self._store.level is Level.MEMORY:
+        if self._unsent >= self._buffer_size or self._store.present_level is Level.MEMORY:
             self._unsent = 0
             self._set_due()
         return records[appended.stored :]

@@ -108,11 +108,11 @@ def test_build_makes_new_instances_that_know_their_place():
 
     assert [p.context.instance for p in first.enrichers] == ["acme-redact", "acme-seal"]
     assert [p.context.instance for p in first.transports] == ["acme-tcp/eu", "acme-lazy"]
-    assert first.store.context.destinations == ("acme-tcp/eu", "acme-lazy")
-    assert first.store.context.config is plan.config
+    assert first.memory.context.destinations == ("acme-tcp/eu", "acme-lazy")
+    assert first.memory.context.config is plan.config
     assert [p.context.instance for p in first.rules] == ["acme-rules"]
     assert first.transports[0].settings.port == 9000
-    assert first.store is not second.store
+    assert first.memory is not second.memory
 
 
 def test_no_rules_and_no_enrichers_besides_the_redactor_are_fine():
@@ -230,7 +230,7 @@ def test_a_broken_transport_costs_itself(caplog):
     plan = plan_of(transports=["acme-sync-send", "acme-tcp", "acme-init-raises"])
 
     assert names(plan.transports) == ["acme-tcp"]
-    assert plan.build().store.context.destinations == ("acme-tcp",)
+    assert plan.build().memory.context.destinations == ("acme-tcp",)
     assert [p.code for p in plan.problems] == ["GA110", "GA116"]
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert [text[:5] for text in errors] == ["GA110", "GA116"]
@@ -256,7 +256,7 @@ def test_a_broken_store_is_replaced_by_memory(store):
 
     assert plan.store.instance == "memory"
     assert [p.fatal for p in plan.problems] == [False]
-    assert plan.build().store.context.instance == "memory"
+    assert plan.build().memory.context.instance == "memory"
 
 
 def test_ga205_not_even_memory_is_left():

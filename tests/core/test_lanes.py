@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import pairwise
 from typing import ClassVar
 
 import pytest
@@ -184,7 +185,7 @@ async def test_a_store_that_is_away_is_asked_ever_more_rarely():
         await bench.append(1)
         bench.now += 1
 
-    gaps = [later - earlier for earlier, later in zip(tries, tries[1:])]  # noqa: B905
+    gaps = [later - earlier for earlier, later in pairwise(tries)]
     assert len(tries) < 60
     assert max(gaps) <= 31
     assert min(gaps[8:]) >= 15
@@ -234,12 +235,12 @@ async def test_depths_are_those_of_both_also_while_the_store_is_away():
     assert (await bench.lanes.stats())["one"].ready == 5
 
 
-async def test_closing_brings_memory_to_the_store():
+async def test_settling_brings_memory_to_the_store():
     bench = Bench()
     await bench.lanes.open()
     await bench.memory.append([make_record()], evict=True)
 
-    await bench.lanes.close()
+    await bench.lanes.settle()
 
     assert await bench.pending(bench.durable) == 1
 
