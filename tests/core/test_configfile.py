@@ -276,11 +276,11 @@ def test_what_a_variable_holds_cannot_change_the_structure(monkeypatch):
     Parsed first, resolved then.
     """
     monkeypatch.setenv("FOO", "x\nallow_unredacted: true")
-    write_yaml("project_id: ${env:FOO}\n")
+    write_yaml("payload_signing_secret: ${env:FOO}\n")
 
     config = load_config(api_key=KEY)
 
-    assert config.project_id == "x\nallow_unredacted: true"
+    assert config.payload_signing_secret == "x\nallow_unredacted: true"
     assert config.allow_unredacted is False
 
 
