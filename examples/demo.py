@@ -388,6 +388,10 @@ def run(terminal: Terminal, folder: Path) -> int:
         app = App(collector.url, folder)
         try:
             terminal.line(f"collector on {collector.url}, the guarded app beside it")
+            terminal.line(
+                "a line is an event that the collector received; '+' counts the others: metrics"
+            )
+            terminal.line("of the requests, and notes that the guard takes while it checks")
             view = View(collector, terminal)
             visit(app, view, terminal)
             attack(app, view, terminal)

@@ -7,6 +7,8 @@ defining them: no thread starts, no plugin is loaded, nothing is read.
 
 from __future__ import annotations
 
+import sys
+
 from guard_agent._version import __version__
 from guard_agent.client import GuardAgentHandler, SyncGuardAgentHandler, guard_agent
 from guard_agent.core.config import AgentConfig, check_endpoint
@@ -134,8 +136,12 @@ _REPLACED = {
 
 
 def __getattr__(name: str) -> object:
-    if name in _REPLACED:
-        msg = f"guard_agent.{name} was part of 3.x; it is replaced by {_REPLACED[name]}"
+    if name not in _REPLACED:
+        msg = f"module 'guard_agent' has no attribute {name!r}"
         raise AttributeError(msg)
-    msg = f"module 'guard_agent' has no attribute {name!r}"
+    msg = f"guard_agent.{name} was part of 3.x; it is replaced by {_REPLACED[name]}"
+    # `from guard_agent import ...` asks from inside the import system, and turns an AttributeError
+    # into an ImportError without our message.
+    if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":  # noqa: SLF001
+        raise ImportError(msg, name=__name__)
     raise AttributeError(msg)

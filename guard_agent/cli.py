@@ -92,7 +92,8 @@ def _load(path: Path | None) -> tuple[AgentConfig, str]:
             config = load_config(path, api_key=_PLACEHOLDER)
         except ConfigurationError:
             raise error from None
-        return config, "There is no api_key here, so a placeholder stands for it."
+        reasons = "; ".join(problem.message for problem in error.problems)
+        return config, f"There is no api_key here, so a placeholder stands for it: {reasons}"
 
 
 def _row(registry: Registry, provider: Provider, used: set[str]) -> tuple[str, ...]:

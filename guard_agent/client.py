@@ -230,7 +230,8 @@ def guard_agent(config: AgentConfig | None = None) -> Any:
 
     Returns:
         A `GuardAgentHandler` when an event loop runs in this thread, otherwise a
-        `SyncGuardAgentHandler`. Calling again gives the same agent.
+        `SyncGuardAgentHandler`. Calling again gives the same agent. A type checker cannot know
+        which one it is, so name it: ``agent: GuardAgentHandler = guard_agent(config)``.
 
     Raises:
         ConfigurationError: the agent cannot be composed as configured; names every problem.

@@ -113,7 +113,10 @@ def test_plan_needs_no_key_and_says_so(monkeypatch, key):
     result = run("plan")
 
     assert result.exit_code == 0
-    assert "There is no api_key here, so a placeholder stands for it." in result.stdout
+    assert "There is no api_key here, so a placeholder stands for it: " in result.stdout
+    assert ("the environment variable ABSENT_KEY, which is not set" in result.stdout) == (
+        "env:" in key
+    )
 
 
 def test_plan_fails_with_all_problems_and_ex_config():

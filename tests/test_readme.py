@@ -68,7 +68,6 @@ def run(source: str, names: dict) -> dict:
 
 async def test_the_lines_for_fastapi_guard_report_and_the_lifespan_delivers(collector):
     source = block("SecurityMiddleware, config").replace("https://my.host", collector.url)
-    source = source.replace("enable_agent=True,", "enable_agent=True, enable_redis=False,")
     names = run(source, {})
     later = run(block("lifespan=lifespan"), {"FastAPI": names["FastAPI"]})
     app = later["app"]

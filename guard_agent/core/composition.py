@@ -217,12 +217,15 @@ class _Composer:
         config = self._config
         used = {*config.enrichers, config.store, *config.transports, *config.rules}
         used.add(FALLBACK_STORE)
+        installed = {provider.name for provider in self._registry.providers}
         for section in config.plugins:
             if section not in used:
                 where = self._at(f"plugins.{section}")
+                # What is installed is spelt right; a resemblance to something else means nothing.
+                guess = "" if section in installed else did_you_mean(section, used)
                 yield Problem(
                     "GA115",
-                    f"{where}: no plugin {section!r} is in use{did_you_mean(section, used)}",
+                    f"{where}: no plugin {section!r} is in use{guess}",
                     f"rename or remove the section, or name {section!r} in enrichers, store, "
                     "transports or rules",
                     fatal=False,

@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,10 @@ DEFAULT_SENSITIVE_HEADERS = (
     "x-api-key",
 )
 _API_SUFFIX = "/api/v1"
+_METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.goog"})
+_METADATA_ADDRESSES = frozenset(
+    {ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")}
+)
 
 ErrorCallback = Callable[[str, BaseException, dict[str, Any]], None]
 
@@ -203,7 +208,15 @@ class AgentConfig(BaseModel):
     def _check_endpoint(cls, value: str) -> str:
         return check_endpoint(value)
 
-    @field_validator("flush_interval", "timeout", "backoff_factor", "max_requests_per_second")
+    @field_validator(
+        "flush_interval",
+        "timeout",
+        "backoff_factor",
+        "max_requests_per_second",
+        "stop_timeout",
+        "dynamic_rule_interval",
+        "status_interval",
+    )
     @classmethod
     def _check_finite(cls, value: float) -> float:
         if not math.isfinite(value):
@@ -239,6 +252,10 @@ def check_endpoint(value: str) -> str:
         ValueError: naming what is wrong with the address.
     """
     text = value.strip()
+    if not text.isprintable() or any(character in text for character in ' "<>\\^`{|}'):
+        # Parsers disagree on such an address: what is checked here must be what is connected to.
+        msg = 'must not contain spaces, control characters or any of "<>\\^`{|}'
+        raise ValueError(msg)
     try:
         parts = urlsplit(text)
         host = parts.hostname
@@ -271,12 +288,24 @@ def _check_host(host: str, scheme: str) -> None:
     try:
         address = ipaddress.ip_address(host.split("%", maxsplit=1)[0])
     except ValueError:
-        is_loopback = host == "localhost" or host.endswith(".localhost")
+        name = host.rstrip(".")
+        if name in _METADATA_NAMES:
+            msg = "must not be a metadata service"
+            raise ValueError(msg) from None
+        if _reads_as_ipv4(name):
+            msg = "must write an IPv4 address as four decimal numbers, such as 192.0.2.1"
+            raise ValueError(msg) from None
+        is_loopback = name == "localhost" or name.endswith(".localhost")
     else:
         mapped = getattr(address, "ipv4_mapped", None)
         address = mapped or address
         is_loopback = address.is_loopback
-        if address.is_link_local or address.is_multicast or address.is_unspecified:
+        if (
+            address.is_link_local
+            or address.is_multicast
+            or address.is_unspecified
+            or address in _METADATA_ADDRESSES
+        ):
             msg = (
                 "must not be a link-local, multicast or unspecified address: those reach "
                 "metadata services or nothing at all"
@@ -284,6 +313,15 @@ def _check_host(host: str, scheme: str) -> None:
             raise ValueError(msg)
     if scheme == "http" and not is_loopback:
         _warn_once("the endpoint is plain http: records and the key for %s travel in clear", host)
+
+
+def _reads_as_ipv4(host: str) -> bool:
+    """Whether resolvers take it for an address: 2852039166 and 0xa9.0xfe.43518 are one as well."""
+    try:
+        socket.inet_aton(host)
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def _warn_once(message: str, argument: str) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 VARIABLE = "GUARD_AGENT_CONFIG"
 YAML_NAME = "guard-agent.yaml"
 TOML_NAME = "pyproject.toml"
+_OUR_NAMES = {"guard-agent", "guard_agent", "tool"}  # where a YAML file needs no such level
+_NAMES = {"enrichers", "store", "transports", "rules"}
 _MAX_REFERENCED = 64 * 1024  # bytes of a file that a setting refers to
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
@@ -86,7 +88,7 @@ def _has_table(pyproject: Path) -> bool:
         text = _read(pyproject, MAX_BYTES)
     except (OSError, ValueError):
         return False
-    if "guard-agent" not in text:
+    if "guard-agent" not in text and "guard_agent" not in text:
         return False
     try:
         return parse(text, pyproject) is not None
@@ -301,11 +303,15 @@ def _invalid(
         return Problem("GA307", message, f"set it in {place}, or pass {name}=... in code")
     if detail["type"] == "extra_forbidden" and len(setting) == 1:
         message = f"{where}: there is no setting {name}{did_you_mean(name, known)}"
-        if isinstance(detail["input"], dict):
+        if name in _OUR_NAMES:
+            fix = "write the settings at the top of the file, without a level around them"
+        elif isinstance(detail["input"], dict):
             fix = f"settings of a plugin go into its section: plugins.{name}"
         else:
             fix = f"write {closest(name, known) or 'one of ' + listed(known)}"
         return Problem("GA303", message, fix)
     field = known.get(setting[0]) if setting else None
     about = f": {field.description}" if field is not None and field.description else ""
-    return Problem("GA304", f"{where}: {name}: {describe_invalid(detail)}", f"correct it{about}")
+    # Names of plugins are no secrets, and a message about them is of no use without them.
+    what = describe_invalid(detail, hide=not setting or setting[0] not in _NAMES)
+    return Problem("GA304", f"{where}: {name}: {what}", f"correct it{about}")

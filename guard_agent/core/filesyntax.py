@@ -21,6 +21,7 @@ MAX_BYTES = 1024 * 1024
 _MAX_VALUES = 10_000  # an alias is counted as often as it is used
 _MAX_DEPTH = 32
 _TABLE = ("tool", "guard-agent")
+_MISSPELT = ("tool", "guard_agent")
 
 SettingPath: TypeAlias = tuple[str, ...]
 
@@ -194,9 +195,12 @@ def _parse_toml(text: str, path: Path) -> Document | None:
         fix = "correct the line, or what begins above it and does not end"
         raise ParseError(f"is not valid TOML: {what}", fix, line) from None
     table = _lookup(data, _TABLE)
+    lines = _toml_lines(text, data)
+    if _lookup(data, _MISSPELT) is not None:
+        what = "has a table [tool.guard_agent], which nothing reads"
+        raise ParseError(what, "write [tool.guard-agent]", lines.get(_MISSPELT))
     if table is None:
         return None
-    lines = _toml_lines(text, data)
     if not isinstance(table, dict):
         what = "'tool.guard-agent' is no table"
         raise ParseError(what, "write [tool.guard-agent]", lines.get(_TABLE))

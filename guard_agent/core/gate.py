@@ -63,6 +63,7 @@ class Gate:
         self._rests = 0
         self._probing = False
         self._ramp: int | None = None
+        self._asked = False
         self.state = GateState.CLOSED
         self.reason: str | None = None
 
@@ -107,7 +108,7 @@ class Gate:
         if self.state in (GateState.HALF_OPEN, GateState.PAUSED):
             self._ramp = _PROBE_RECORDS
         if self._ramp is not None:
-            self._ramp *= 8
+            self._ramp *= 2
             if self._ramp > 100_000:
                 self._ramp = None
         self._reset()
@@ -148,8 +149,10 @@ class Gate:
                 self._ramp = _PROBE_RECORDS
             else:
                 delay = self._jitter(self._failures - 1)
-        if isinstance(result, Retry) and result.after is not None:
-            delay = min(max(result.after, 0.0), MAX_RETRY_AFTER)
+        # A delay of nothing, less or NaN is none; the backoff stands.
+        self._asked = isinstance(result, Retry) and result.after is not None and result.after > 0
+        if isinstance(result, Retry) and result.after is not None and self._asked:
+            delay = min(result.after, MAX_RETRY_AFTER)
         self._not_before = now + delay
         return delay
 
@@ -159,7 +162,7 @@ class Gate:
 
         What the collector itself asked for, or a person has to mend, still holds.
         """
-        if self.state in (GateState.CLOSED, GateState.OPEN):
+        if self.state in (GateState.CLOSED, GateState.OPEN) and not self._asked:
             self._not_before = 0.0
 
     def _reset(self) -> None:
@@ -168,6 +171,7 @@ class Gate:
         self._failures = 0
         self._rests = 0
         self._probing = False
+        self._asked = False
         self._not_before = 0.0
 
     def _jitter(self, exponent: int) -> float:
@@ -197,7 +201,7 @@ class TokenBucket:
         if self._at is not None:
             self._tokens = min(self._capacity, self._tokens + (now - self._at) * self._rate)
         self._at = now
-        if self._tokens >= 1.0:
+        if self._tokens >= 1.0 - 1e-9:  # who waited as long as told must not fail by rounding
             self._tokens -= 1.0
             return 0.0
         return (1.0 - self._tokens) / self._rate

@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,7 +18,7 @@ from guard_agent.core.interfaces import Priority, Record, Stage
 from guard_agent.core.ledger import DropReason
 from guard_agent.core.models import SecurityEvent, SecurityMetric
 from guard_agent.core.priority import event_priority
-from guard_agent.core.snapshot import TRUNCATED, scrub, snapshot
+from guard_agent.core.snapshot import MAX_NODES, TRUNCATED, scrub, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,9 @@ logger = logging.getLogger("guard_agent.pipeline")
 
 MAX_RECORD_BYTES = 64 * 1024
 _SHORT_TEXT = 256
+_MAX_KEY = 128
 _DISABLE_AFTER = 5
+_MISSING = object()
 
 _MODELS: dict[Kind, type[BaseModel]] = {"event": SecurityEvent, "metric": SecurityMetric}
 _OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
@@ -75,14 +77,7 @@ class Pipeline:
     """
 
     def __init__(self, enrichers: Sequence[Enricher]) -> None:
-        self._steps: dict[Kind, tuple[_Step, ...]] = {
-            kind: tuple(
-                _Step(enricher.context.instance, enricher.stage, function)
-                for enricher in enrichers
-                if (function := enricher.bind(kind)) is not None
-            )
-            for kind in _MODELS
-        }
+        self._steps = {kind: _compile(kind, enrichers) for kind in _MODELS}
         self._new_id = _id_generator()
 
     def encode(self, kind: Kind, source: Any) -> Record | DropReason:
@@ -91,12 +86,14 @@ class Pipeline:
         if fields is None:
             return DropReason.INVALID
         key = fields.get("idempotency_key")
-        if not isinstance(key, str) or not key:
+        if not isinstance(key, str) or not 0 < len(key) <= _MAX_KEY:
             key = fields["idempotency_key"] = self._new_id()
 
         enriched = self._enrich(kind, fields)
         if isinstance(enriched, DropReason):
             return enriched
+        # The collector removes duplicates by it: no enricher may part a record from its key.
+        enriched["idempotency_key"] = key
         payload = _encode(enriched)
         if isinstance(payload, DropReason):
             return payload
@@ -127,6 +124,19 @@ class Pipeline:
         return fields
 
 
+def _compile(kind: Kind, enrichers: Sequence[Enricher]) -> tuple[_Step, ...]:
+    steps = [
+        _Step(enricher.context.instance, enricher.stage, function)
+        for enricher in enrichers
+        if (function := enricher.bind(kind)) is not None
+    ]
+    derived = [place for place, step in enumerate(steps) if step.stage is Stage.DERIVE]
+    if derived:
+        # What an enricher added may be an object, in which a redactor sees no text.
+        steps.insert(derived[-1] + 1, _Step("snapshot", Stage.REDACT, snapshot))
+    return tuple(steps)
+
+
 def _id_generator() -> Callable[[], str]:
     """
     Ids in the form of a UUID: a random part per process and a counter.
@@ -144,14 +154,18 @@ def _read(kind: Kind, source: Any) -> Fields | None:
     """The fields of a model, a mapping or any object that has them; None when it is neither."""
     model = _MODELS[kind]
     try:
-        if not isinstance(source, model):
+        # `isinstance` on a pydantic class costs as much as copying a dozen fields.
+        if type(source) is not model and not isinstance(source, model):
             source = _validate(model, source)
-        values: Mapping[str, Any] = source.__dict__
-        if source.__pydantic_extra__:
-            values = {**source.__pydantic_extra__, **values}
+        values: dict[str, Any] = source.__dict__
+        if extra := source.__pydantic_extra__:
+            # Behind the known fields, because the bounds cut from the end.
+            values = {**values, **dict(islice(extra.items(), MAX_NODES))}
         fields = snapshot(values)
         if kind == "metric" and not _is_number(fields.get("value")):
             return None
+        if fields.get("timestamp") is None:
+            fields["timestamp"] = get_current_timestamp()
     except (Exception, SystemExit):  # noqa: BLE001 - the object is foreign and may raise anything
         return None
     else:
@@ -164,12 +178,15 @@ def _is_number(value: object) -> bool:
 
 def _validate(model: type[BaseModel], source: Any) -> BaseModel:
     if isinstance(source, Mapping):
-        given = {name: value for name, value in source.items() if isinstance(name, str)}
+        pairs = islice(source.items(), MAX_NODES)
+        given = {name: value for name, value in pairs if isinstance(name, str)}
     else:
-        given = {
-            name: getattr(source, name) for name in model.model_fields if hasattr(source, name)
-        }
-    data = {name: value for name, value in given.items() if value is not None}
+        named = ((name, getattr(source, name, _MISSING)) for name in model.model_fields)
+        given = {name: value for name, value in named if value is not _MISSING}
+    # Bounded and plain before anybody else looks at it.
+    data = {name: value for name, value in snapshot(given).items() if value is not None}
+    if type(tags := data.get("tags")) is dict and model is SecurityMetric:
+        data["tags"] = {name: _as_text(value) for name, value in tags.items()}
     if "event_type" not in data and "metric_type" not in data:
         msg = "neither an event nor a metric"
         raise TypeError(msg)
@@ -184,20 +201,27 @@ def _validate(model: type[BaseModel], source: Any) -> BaseModel:
         return model.model_validate(kept)
 
 
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
 def _encode(fields: Fields) -> bytes | DropReason:
     try:
         payload = orjson.dumps(fields, option=_OPTIONS)
     except (TypeError, ValueError):
         # An enricher left something that JSON cannot carry, or a text holds lone surrogates.
+        # Objects must not become text here: it would be text that no redactor has seen.
         try:
-            fields = scrub(snapshot(fields))
-            payload = orjson.dumps(fields, option=_OPTIONS, default=str)
-        except (Exception, SystemExit):  # noqa: BLE001 - default=str calls foreign code
+            fields = scrub(snapshot(fields, foreign=False))
+            payload = orjson.dumps(fields, option=_OPTIONS)
+        except Exception:  # noqa: BLE001 - whatever it is, the record cannot be encoded
             return DropReason.UNENCODABLE
-    if len(payload) <= MAX_RECORD_BYTES:
-        return payload
-    payload = orjson.dumps(_shrink(fields), option=_OPTIONS, default=str)
-    return payload if len(payload) <= MAX_RECORD_BYTES else DropReason.TOO_LARGE
+    if len(payload) > MAX_RECORD_BYTES:
+        payload = orjson.dumps(_shrink(fields), option=_OPTIONS)
+        if len(payload) > MAX_RECORD_BYTES:
+            return DropReason.TOO_LARGE
+    # A copy: the encoder's own bytes hold on to its work buffer, 4 KiB for a record of 300 bytes.
+    return b"%b" % payload
 
 
 def _shrink(fields: Fields) -> Fields:
@@ -214,6 +238,7 @@ def _shrink(fields: Fields) -> Fields:
             cut.append(name)
         else:
             small[name] = value
+    cut = [name[:100] for name in cut[:20]]
     place = "tags" if "metric_type" in fields else "metadata"
-    small[place] = {"guard.truncated": ",".join(cut) if place == "tags" else cut[:20]}
+    small[place] = {"guard.truncated": ",".join(cut) if place == "tags" else cut}
     return small

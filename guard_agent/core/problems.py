@@ -97,10 +97,10 @@ def describe_exception(error: BaseException, settings: object = None) -> str:
     return f"{line} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else line
 
 
-def describe_invalid(error: ErrorDetails) -> str:
-    """What pydantic says about one value, without the value."""
+def describe_invalid(error: ErrorDetails, *, hide: bool = True) -> str:
+    """What pydantic says about one value; with ``hide`` without the value."""
     text = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return one_line(hide_values(text, error["input"]), 300)
+    return one_line(hide_values(text, error["input"]) if hide else text, 300)
 
 
 def hide_values(text: str, values: object) -> str:

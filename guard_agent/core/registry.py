@@ -8,6 +8,8 @@ of `guard_agent.core.problems`; problems of one plugin never keep another from l
 
 from __future__ import annotations
 
+import configparser
+import functools
 import inspect
 import itertools
 import logging
@@ -24,7 +26,7 @@ from guard_agent.core.logs import one_line
 from guard_agent.core.problems import closest, describe_exception, did_you_mean, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from guard_agent.core.interfaces import Plugin
 
@@ -78,23 +80,9 @@ class Registry:
     @classmethod
     def from_environment(cls) -> Registry:
         """All entry points of the group on ``sys.path``. Nothing is imported."""
-        # Not needed before an agent is composed, and `import guard_agent` should be quick.
-        import importlib_metadata  # noqa: PLC0415
-
         registry = cls()
-        # importlib_metadata reports a distribution once, the first on the path, even when an
-        # editable install or an old egg-info makes it appear twice.
-        for entry_point in importlib_metadata.entry_points(group=GROUP):
-            distribution = entry_point.dist
-            registry._add(
-                Provider(
-                    name=entry_point.name,
-                    distribution=(distribution and distribution.name) or "(unknown)",
-                    version=(distribution and distribution.version) or "",
-                    value=entry_point.value,
-                    import_plugin=entry_point.load,
-                )
-            )
+        for provider in _installed():
+            registry._add(provider)
         return registry
 
     def register(self, plugin: object, *, name: str, distribution: str = "(in code)") -> None:
@@ -214,6 +202,58 @@ class Registry:
                 "missing: in a checkout run 'pip install .' first"
             )
         return Problem("GA101", message, fix)
+
+
+def _installed() -> Iterator[Provider]:
+    # Not needed before an agent is composed, and `import guard_agent` should be quick.
+    import importlib_metadata  # noqa: PLC0415
+
+    try:
+        # A distribution counts once, the first on the path, even when an editable install or an
+        # old egg-info makes it appear twice.
+        found = [
+            (point.name, point.value, point.dist)
+            for point in importlib_metadata.entry_points(group=GROUP)
+        ]
+    except ValueError:
+        # Some versions refuse all entry points when a single one is malformed, whoever's it is.
+        found = list(_read_one_by_one())
+    for name, value, distribution in found:
+        yield Provider(
+            name=name,
+            distribution=(distribution and distribution.name) or "(unknown)",
+            version=(distribution and distribution.version) or "",
+            value=value,
+            import_plugin=functools.partial(_import, name, value),
+        )
+
+
+def _read_one_by_one() -> Iterator[tuple[str, str, Any]]:
+    """Name, value and distribution of each entry point of the group, as the files have them."""
+    import importlib_metadata  # noqa: PLC0415
+
+    seen: set[str] = set()
+    for distribution in importlib_metadata.distributions():
+        name = _normal(distribution.name or "")
+        if name in seen:
+            continue
+        seen.add(name)
+        parser = configparser.RawConfigParser(delimiters=("=",), strict=False)
+        parser.optionxform = str  # type: ignore[assignment,method-assign]  # keeps the case
+        try:
+            parser.read_string(distribution.read_text("entry_points.txt") or "")
+        except configparser.Error:
+            logger.debug("the entry points of %s cannot be read", name, exc_info=True)
+        if parser.has_section(GROUP):
+            for point, value in parser.items(GROUP):
+                yield point, value, distribution
+
+
+def _import(name: str, value: str) -> object:
+    import importlib_metadata  # noqa: PLC0415
+
+    plugin: object = importlib_metadata.EntryPoint(name, value, GROUP).load()
+    return plugin
 
 
 class _NotIterable:

@@ -7,6 +7,7 @@ the store is not available.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -15,10 +16,14 @@ from guard_agent.core.interfaces import Priority
 from guard_agent.core.ledger import DropReason, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from guard_agent.core.interfaces import Record
+
+logger = logging.getLogger("guard_agent.ring")
+
+_MAX_WAITERS = 1_000
 
 
 class Ring:
@@ -48,21 +53,24 @@ class Ring:
         self._wake_bytes = int(max_bytes * watermark)
         self._on_wake = on_wake
         self._queues: tuple[deque[Record], ...] = tuple(deque() for _ in Priority)
+        self._queued_bytes = [0 for _ in Priority]
         self._count = 0
         self._bytes = 0
         self._taken = 0
         self._pressed = False
+        self._refused = False
         self._closed: DropReason | None = None
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
-        self._waiters: deque[Callable[[], object]] = deque()
+        self._waiters: deque[Callable[[], object]] = deque(maxlen=_MAX_WAITERS)
 
     def put(self, record: Record, *, evict: bool) -> bool:
         """
         Accept a record.
 
-        When full: with ``evict`` the lowest priority, oldest first, is given up for it (or the
-        record itself, when nothing is lower); without it nothing happens and False is returned.
+        When full: with ``evict`` the lowest priority, oldest first, is given up for it, or the
+        record itself when that would not make enough room without something higher; without it
+        nothing happens and False is returned.
         """
         size = len(record.payload)
         with self._lock:
@@ -72,6 +80,7 @@ class Ring:
                 return True
             if self._count >= self._max_records or self._bytes + size > self._max_bytes:
                 if not evict:
+                    self._refused = True
                     return False
                 if not self._make_room(record.priority, size):
                     self._ledger.accepted += 1
@@ -79,6 +88,7 @@ class Ring:
                     return True
             self._ledger.accepted += 1
             self._queues[record.priority].append(record)
+            self._queued_bytes[record.priority] += size
             self._count += 1
             self._bytes += size
             wake = self._count == 1
@@ -97,13 +107,20 @@ class Ring:
             self._ledger.dropped[reason] += 1
 
     def wait_for_room(self, timeout: float) -> None:
-        """Block the calling thread until there is room, at most ``timeout`` seconds."""
+        """
+        After a refusal: block the calling thread until something was taken over since, at most
+        ``timeout`` seconds. Whether it is enough, only another ``put`` can tell.
+        """
         with self._room:
-            if self._count >= self._max_records or self._bytes >= self._max_bytes:
+            if self._refused:
                 self._room.wait(timeout)
 
     def call_when_room(self, callback: Callable[[], object]) -> None:
-        """Have ``callback`` called once, from another thread, when something was taken over."""
+        """
+        Have ``callback`` called once, from another thread, when something was taken over.
+
+        Only so many are kept; the oldest are forgotten without a call.
+        """
         with self._lock:
             self._waiters.append(callback)
 
@@ -111,40 +128,44 @@ class Ring:
         """Up to ``limit`` records, highest priority first; they count until ``done``."""
         taken: list[Record] = []
         with self._lock:
-            for queue in reversed(self._queues):
+            for priority in reversed(Priority):
+                queue = self._queues[priority]
                 while queue and len(taken) < limit:
-                    taken.append(queue.popleft())
+                    record = queue.popleft()
+                    self._queued_bytes[priority] -= len(record.payload)
+                    taken.append(record)
             self._taken += len(taken)
         return taken
 
-    def done(self, records: Iterable[Record]) -> None:
+    def done(self, records: Sequence[Record]) -> None:
         """The store has these records now."""
         with self._lock:
+            if len(records) > self._taken:
+                return  # abandoned meanwhile
             for record in records:
                 self._count -= 1
                 self._taken -= 1
                 self._bytes -= len(record.payload)
             self._pressed = self._count >= self._wake_records or self._bytes >= self._wake_bytes
-            waiters, self._waiters = self._waiters, deque()
-            self._room.notify_all()
-        for waiter in waiters:
-            waiter()
+            waiters = self._release()
+        _call(waiters)
 
-    def put_back(self, records: Iterable[Record]) -> None:
+    def put_back(self, records: Sequence[Record]) -> None:
         """The store did not take these records: they are the oldest again."""
         with self._lock:
-            for record in reversed(list(records)):
+            if len(records) > self._taken:
+                return  # abandoned meanwhile
+            for record in reversed(records):
                 self._queues[record.priority].appendleft(record)
+                self._queued_bytes[record.priority] += len(record.payload)
                 self._taken -= 1
 
     def close(self, reason: DropReason) -> None:
         """Whatever is put from now on is dropped for ``reason``."""
         with self._lock:
             self._closed = reason
-            waiters, self._waiters = self._waiters, deque()
-            self._room.notify_all()
-        for waiter in waiters:
-            waiter()
+            waiters = self._release()
+        _call(waiters)
 
     def abandon(self, reason: DropReason) -> int:
         """Give up everything that is left, also what was taken; returns how many."""
@@ -152,10 +173,13 @@ class Ring:
             left = self._count
             for queue in self._queues:
                 queue.clear()
+            self._queued_bytes = [0 for _ in Priority]
             self._ledger.dropped[reason] += left
             self._count = self._taken = self._bytes = 0
             self._pressed = False
-            return left
+            waiters = self._release()
+        _call(waiters)
+        return left
 
     def under_pressure(self) -> bool:
         """Whether so much is waiting that a flush should not."""
@@ -186,12 +210,40 @@ class Ring:
         return self._lock
 
     def _make_room(self, priority: Priority, size: int) -> bool:
-        for queue in self._queues[: priority + 1]:
+        last = priority + 1
+        most = sum(map(len, self._queues[:last]))
+        most_bytes = sum(self._queued_bytes[:last])
+        if (
+            self._count - most >= self._max_records
+            or self._bytes - most_bytes + size > self._max_bytes
+        ):
+            return False
+        for lowest, queue in enumerate(self._queues[:last]):
             while queue:
                 evicted = queue.popleft()
+                length = len(evicted.payload)
+                self._queued_bytes[lowest] -= length
                 self._count -= 1
-                self._bytes -= len(evicted.payload)
+                self._bytes -= length
                 self._ledger.dropped[DropReason.OVERFLOW] += 1
                 if self._count < self._max_records and self._bytes + size <= self._max_bytes:
                     return True
-        return False
+        return False  # not reached: there was enough to evict
+
+    def _release(self) -> Iterable[Callable[[], object]]:
+        """There may be room: wake the threads that wait, and return the callbacks to call."""
+        self._refused = False
+        self._room.notify_all()
+        waiters = list(self._waiters)
+        self._waiters.clear()
+        return waiters
+
+
+def _call(waiters: Iterable[Callable[[], object]]) -> None:
+    for waiter in waiters:
+        try:
+            waiter()
+        except Exception:
+            # The event loop of the one who waited is closed. That must not look like a failure of
+            # the store, for which the caller takes records over.
+            logger.debug("nobody waits for room any more", exc_info=True)

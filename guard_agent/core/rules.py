@@ -88,7 +88,7 @@ def validate(document: Mapping[str, Any], now: datetime) -> DynamicRules:
     if is_expired(rules, now):
         msg = "expires_at: the rules have expired already"
         raise RulesRefused(msg)
-    if _aware(rules.timestamp) > now + _CLOCK_SKEW:
+    if "timestamp" in rules.model_fields_set and _aware(rules.timestamp) > now + _CLOCK_SKEW:
         msg = "timestamp: lies in the future; compare the clocks of collector and app"
         raise RulesRefused(msg)
     for field in ("ip_blacklist", "ip_whitelist", "emergency_whitelist"):

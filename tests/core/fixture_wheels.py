@@ -213,7 +213,6 @@ def entry_points(modules: dict[str, str], package: str) -> str:
     lines = [f"{module.replace('_', '-')} = {package}.{module}" for module in modules]
     if package == PACKAGE:
         lines.append(f"acme-class = {package}.acme_tcp:T")
-        lines.append("acme-junk-value = not a module!")
     return "\n".join(["[guard_agent]", *lines, ""])
 
 
@@ -260,4 +259,8 @@ def install(folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     options = ["--no-deps", "--no-index", "--no-compile", "--target", str(site)]
     subprocess.run([*pip, *options, *map(str, wheels)], check=True)
+    # Added afterwards, because older versions of pip refuse such a wheel; other installers do not.
+    info = site / "acme_guard_fixtures-1.2.3.dist-info"
+    with (info / "entry_points.txt").open("a", encoding="utf-8") as file:
+        file.write("acme-junk-value = not a module!\n\n[console_scripts]\nacme = not one either!\n")
     return site

@@ -323,6 +323,14 @@ def test_ga115_settings_of_a_plugin_that_is_not_in_use(caplog):
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
+def test_ga115_gives_no_hint_for_a_name_that_is_spelt_right():
+    plan = plan_of(plugins={"acme-twice": {"port": 1}})
+
+    (problem,) = plan.problems
+    assert problem.code == "GA115"
+    assert "did you mean" not in problem.message
+
+
 def test_ga116_a_constructor_that_raises_never_shows_its_settings():
     plan = plan_of(
         transports=["acme-init-raises", "acme-tcp"],

@@ -101,6 +101,36 @@ def test_a_broken_pyproject_that_mentions_us_is_an_error():
     assert problem.message.startswith("pyproject.toml:2: is not valid TOML: ")
 
 
+def test_a_misspelt_table_is_not_just_overlooked():
+    write_toml(f'[project]\nname = "shop"\n\n[tool.guard_agent]\napi_key = "{KEY}"\n')
+
+    problem = only_problem()
+    assert problem.code == "GA302"
+    assert problem.message == (
+        "pyproject.toml:4: has a table [tool.guard_agent], which nothing reads"
+    )
+    assert problem.fix == "write [tool.guard-agent]"
+
+
+@pytest.mark.parametrize("level", ["guard-agent", "guard_agent", "tool"])
+def test_a_yaml_file_needs_no_level_around_its_settings(level):
+    write_yaml(f"{level}:\n  project_id: shop\n")
+
+    problem = only_problem(load_config, api_key=KEY)
+    assert problem.code == "GA303"
+    assert f"guard-agent.yaml:1: there is no setting {level}" in problem.message
+    assert "at the top of the file" in problem.fix
+
+
+def test_names_of_plugins_are_shown_because_they_are_no_secrets():
+    write_yaml("transports: [http, http]\n")
+
+    problem = only_problem(load_config, api_key=KEY)
+    assert problem.code == "GA304"
+    assert "names 'http' twice" in problem.message
+    assert "'http/second'" in problem.message
+
+
 @pytest.mark.parametrize("name", ["absent.yaml", "absent.toml"])
 def test_ga301_a_file_that_is_named_has_to_exist(name):
     problem = only_problem(load_config, Path(name))

@@ -160,7 +160,7 @@ async def test_an_open_circuit_lets_exactly_one_record_through(bench):
     assert bench.gate.state is GateState.OPEN
     await bench.run()
 
-    assert batch_sizes(bench)[4:] == [1, 8, 64, 512, 15]
+    assert batch_sizes(bench)[4:] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 89]
     await bench.check_books()
 
 

@@ -1,0 +1,440 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guard_agent import Paused, Retry
+from guard_agent.core.gate import MAX_BACKOFF, MAX_RETRY_AFTER, Gate, GateState, TokenBucket
+
+DOWN = Retry("connection refused")
+BUSY = Retry("429", throttled=True)
+REFUSED = Paused("401")
+
+
+def make_gate(*, draw=0.5, rate=1e9, backoff=1.0, threshold=4):
+    return Gate(rate=rate, backoff=backoff, failure_threshold=threshold, random=lambda: draw)
+
+
+def fail(gate, times, now=0.0, result=DOWN):
+    """Lets ``times`` requests fail, each as early as it may be made; returns the time then."""
+    for _ in range(times):
+        now += gate.delay(now)
+        assert gate.acquire(now) == 0
+        gate.failed(result, now)
+    return now
+
+
+def test_a_new_gate_is_open_to_requests():
+    gate = make_gate()
+
+    assert gate.delay(123.0) == 0
+    assert gate.acquire(123.0) == 0
+    assert gate.state is GateState.CLOSED
+    assert gate.limit(1_000) == 1_000
+
+
+# --- backoff --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.25, 0.999])
+def test_backoff_doubles_and_is_drawn_from_all_of_it(draw):
+    gate = make_gate(draw=draw, backoff=2.0, threshold=100)
+
+    delays = [gate.failed(DOWN, 0.0) for _ in range(8)]
+
+    bounds = [2, 4, 8, 16, 32, 60, 60, 60]
+    assert delays == [pytest.approx(draw * bound) for bound in bounds]
+
+
+def test_nothing_may_be_sent_before_the_delay_is_over():
+    gate = make_gate(backoff=8.0)
+    gate.acquire(100.0)
+
+    assert gate.failed(DOWN, 100.0) == 4.0
+
+    assert gate.delay(101.0) == gate.acquire(101.0) == 3.0
+    assert gate.delay(104.0) == gate.acquire(104.0) == 0.0
+
+
+def test_a_hundred_thousand_failures_overflow_nothing():
+    gate = make_gate(draw=1.0)
+    for _ in range(100_000):
+        delay = gate.failed(DOWN, 0.0)
+        assert delay <= MAX_BACKOFF
+    assert gate.failures == 100_000
+
+    for result in (BUSY, REFUSED):
+        gate = make_gate(draw=1.0)
+        assert all(gate.failed(result, 0.0) <= MAX_BACKOFF for _ in range(100_000))
+
+
+@pytest.mark.parametrize("result", [DOWN, BUSY, REFUSED])
+def test_after_five_minutes_of_outage_no_minute_has_more_than_two_requests(result):
+    for seed in range(20):
+        draw = random.Random(seed).random
+        gate = Gate(rate=10, backoff=1.0, failure_threshold=4, random=draw)
+        now, sent = 0.0, []
+        while now < 3_600:
+            if (delay := gate.acquire(now)) > 0:
+                now += delay
+                continue
+            sent.append(now)
+            gate.failed(result, now)
+        late = [at for at in sent if at >= 300]
+        if result is BUSY:
+            # Full jitter draws short delays too; on average it is two a minute.
+            assert len(late) <= 2.6 * 55
+        else:
+            assert len(late) > 50
+            assert all(sum(at <= other < at + 60 for other in late) <= 2 for at in late)
+
+
+def test_success_forgets_the_backoff():
+    gate = make_gate()
+    now = fail(gate, 3)
+    gate.acquire(now + gate.delay(now))
+
+    assert gate.succeeded() is True
+
+    assert gate.failures == 0
+    assert gate.delay(now) == 0
+    assert gate.failed(DOWN, now) == 0.5
+
+
+def test_success_is_news_only_after_trouble():
+    gate = make_gate()
+
+    assert gate.succeeded() is False
+    gate.failed(DOWN, 0.0)
+    assert gate.reason == "connection refused"
+    assert gate.succeeded() is True
+    assert gate.succeeded() is False
+    assert gate.reason is None
+
+
+# --- the circuit breaker --------------------------------------------------------------------------
+
+
+def test_the_breaker_opens_at_the_threshold():
+    gate = make_gate(threshold=3)
+
+    states = []
+    for _ in range(3):
+        gate.failed(DOWN, 0.0)
+        states.append(gate.state)
+
+    assert states == [GateState.CLOSED, GateState.CLOSED, GateState.OPEN]
+
+
+def test_exactly_one_probe_is_let_through():
+    gate = make_gate()
+    now = fail(gate, 4)
+    now += gate.delay(now)
+
+    assert gate.acquire(now) == 0
+    assert gate.state is GateState.HALF_OPEN
+    assert all(gate.acquire(now + later, urgent=True) > 0 for later in range(100))
+
+
+def test_a_failed_probe_rests_longer():
+    gate = make_gate(draw=1.0)
+    now = fail(gate, 4)
+    rests = []
+    for _ in range(6):
+        rests.append(gate.delay(now))
+        now = fail(gate, 1, now)
+        assert gate.state is GateState.OPEN
+
+    assert rests == [pytest.approx(rest) for rest in (5, 10, 20, 40, 60, 60)]
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
+def test_a_rest_is_never_less_than_half_its_bound(draw):
+    gate = make_gate(draw=draw, threshold=1)
+
+    for bound in (5, 10, 20, 40, 60):
+        assert bound / 2 <= gate.failed(DOWN, 0.0) <= bound
+
+
+def test_a_cancelled_probe_lets_another_one_through():
+    gate = make_gate()
+    now = fail(gate, 4)
+    now += gate.delay(now)
+    gate.acquire(now)
+
+    gate.cancelled()
+
+    assert gate.state is GateState.OPEN
+    assert gate.acquire(now) == 0
+    assert gate.state is GateState.HALF_OPEN
+
+
+def test_after_an_outage_batches_grow_from_one():
+    """
+    A fleet that comes back together must not bring down what has just come back.
+    """
+    gate = make_gate()
+    now = fail(gate, 4)
+    now += gate.delay(now)
+
+    limits = []
+    for _ in range(12):
+        assert gate.acquire(now) == 0
+        limits.append(gate.limit(1_000))
+        gate.succeeded()
+
+    assert limits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000, 1_000]
+
+
+def test_the_ramp_ends():
+    gate = make_gate()
+    now = fail(gate, 4)
+    gate.acquire(now + gate.delay(now))
+    for _ in range(20):
+        gate.succeeded()
+
+    assert gate.limit(10**9) == 10**9
+
+
+def test_a_failure_on_the_ramp_below_the_threshold_keeps_it():
+    gate = make_gate()
+    now = fail(gate, 4)
+    gate.acquire(now + gate.delay(now))
+    gate.succeeded()
+    gate.succeeded()
+
+    gate.failed(DOWN, now)
+
+    assert gate.state is GateState.CLOSED
+    assert gate.limit(1_000) == 4
+
+
+def test_an_answer_about_the_content_ends_the_outage():
+    gate = make_gate()
+    now = fail(gate, 4)
+    now += gate.delay(now)
+    gate.acquire(now)
+
+    gate.answered()
+
+    assert gate.state is GateState.CLOSED
+    assert gate.acquire(now) == 0
+
+
+# --- throttling -----------------------------------------------------------------------------------
+
+
+def test_throttling_never_opens_the_breaker():
+    gate = make_gate(threshold=2)
+
+    for _ in range(100):
+        gate.failed(BUSY, 0.0)
+        assert gate.state is GateState.THROTTLED
+    assert gate.failures == 0
+
+
+def test_throttled_one_request_at_a_time():
+    gate = make_gate()
+    gate.failed(BUSY, 0.0)
+
+    assert gate.acquire(100.0) == 0
+    assert gate.acquire(100.0) > 0
+    gate.succeeded()
+    assert gate.acquire(100.0) == gate.acquire(100.0) == 0
+    assert gate.limit(1_000) == 1_000
+
+
+@pytest.mark.parametrize("throttled", [True, False])
+@pytest.mark.parametrize(
+    ("after", "delay"),
+    [(0.25, 0.25), (3.0, 3.0), (3_600, 3_600), (3_601, 3_600), (1e9, 3_600), (math.inf, 3_600)],
+)
+def test_retry_after_overrides_the_backoff_up_to_an_hour(after, delay, throttled):
+    """
+    When the collector names a delay, that is the delay.
+    """
+    gate = make_gate(draw=0.0)
+
+    assert gate.failed(Retry("busy", after=after, throttled=throttled), 100.0) == delay
+
+    assert gate.acquire(100.0 + delay * 0.99) > 0
+    assert gate.acquire(100.0 + delay) == 0
+    assert delay <= MAX_RETRY_AFTER
+
+
+@pytest.mark.parametrize("after", [math.nan, -1.0, 0.0, -math.inf])
+@pytest.mark.parametrize("throttled", [True, False])
+def test_a_delay_that_is_none_leaves_the_backoff(after, throttled):
+    """
+    Otherwise a collector that answers ``Retry-After: 0`` would be asked without a pause.
+    """
+    gate = make_gate(backoff=4.0)
+
+    assert gate.failed(Retry("busy", after=after, throttled=throttled), 0.0) == 2.0
+    assert gate.delay(0.0) == 2.0
+
+
+# --- pauses ---------------------------------------------------------------------------------------
+
+
+def test_a_pause_probes_slowly_and_resumes_by_itself():
+    gate = make_gate(draw=1.0)
+    delays = []
+    now = 0.0
+    for _ in range(6):
+        assert gate.acquire(now) == 0
+        delays.append(gate.failed(REFUSED, now))
+        assert gate.state is GateState.PAUSED
+        now += delays[-1]
+    assert delays == [pytest.approx(delay) for delay in (5, 10, 20, 40, 60, 60)]
+
+    assert gate.acquire(now) == 0
+    assert gate.acquire(now) > 0
+    assert gate.limit(1_000) == 1
+    assert gate.succeeded() is True
+    assert gate.state is GateState.CLOSED
+    assert gate.limit(1_000) == 2
+
+
+def test_a_pause_does_not_feed_the_breaker():
+    gate = make_gate(threshold=2)
+    for _ in range(10):
+        gate.failed(REFUSED, 0.0)
+
+    assert gate.failures == 0
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failures", [1, 10])
+def test_the_last_chance_forgets_our_own_backoff(failures):
+    gate = make_gate()
+    now = fail(gate, failures)
+    assert gate.acquire(now) > 0
+
+    gate.last_chance()
+
+    assert gate.acquire(now) == 0
+
+
+@pytest.mark.parametrize(
+    "result", [BUSY, REFUSED, Retry("busy", after=30.0), Retry("busy", after=30.0, throttled=True)]
+)
+def test_the_last_chance_respects_what_the_collector_said(result):
+    gate = make_gate()
+    gate.failed(result, 0.0)
+    delay = gate.delay(0.0)
+
+    gate.last_chance()
+
+    assert gate.delay(0.0) == delay > 0
+
+
+# --- the request rate -----------------------------------------------------------------------------
+
+
+def test_the_rate_allows_a_burst_of_one_second_and_then_waits():
+    bucket = TokenBucket(10)
+
+    assert [bucket.take(0.0) for _ in range(10)] == [0.0] * 10
+    assert bucket.take(0.0) == pytest.approx(0.1)
+
+
+def test_waiting_uses_nothing_up():
+    bucket = TokenBucket(1)
+    bucket.take(0.0)
+
+    assert [bucket.take(0.5) for _ in range(100)] == [0.5] * 100
+    assert bucket.take(1.0) == 0
+
+
+def test_tokens_do_not_pile_up():
+    bucket = TokenBucket(2)
+    bucket.take(0.0)
+
+    assert [bucket.take(1e6) for _ in range(3)] == [0.0, 0.0, 0.5]
+
+
+def test_a_rate_below_one_a_second():
+    bucket = TokenBucket(0.1)
+
+    assert bucket.take(0.0) == 0
+    assert bucket.take(0.0) == pytest.approx(10)
+    assert bucket.take(10.0) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(0.01, 1_000),
+    st.floats(0, 1e7),
+    st.lists(st.floats(0, 5), min_size=1, max_size=30),
+)
+def test_who_waits_as_long_as_told_gets_a_token(rate, start, pauses):
+    """
+    Otherwise a rounding error makes the loop spin on delays of 1e-17 seconds.
+    """
+    bucket = TokenBucket(rate)
+    now = start
+    for pause in pauses:
+        if (delay := bucket.take(now)) > 0:
+            now += delay + 1e-6
+            assert bucket.take(now) == 0
+        now += pause / rate
+
+
+def test_the_rate_yields_to_what_would_be_dropped_otherwise():
+    gate = make_gate(rate=1)
+    assert gate.acquire(0.0) == 0
+
+    assert gate.acquire(0.0) == 1.0
+    assert gate.acquire(0.0, urgent=True) == 0
+
+
+@pytest.mark.parametrize("result", [DOWN, BUSY, REFUSED])
+def test_nothing_else_yields(result):
+    gate = make_gate(threshold=1)
+    gate.failed(result, 0.0)
+
+    assert gate.acquire(0.0, urgent=True) > 0
+
+
+def test_waiting_for_the_rate_is_no_probe():
+    gate = make_gate(rate=0.1, threshold=1, draw=0.0)
+    gate.acquire(0.0)
+    gate.failed(DOWN, 0.0)
+
+    assert gate.acquire(3.0) > 0
+    assert gate.state is GateState.OPEN
+    assert gate.acquire(10.0) == 0
+    assert gate.state is GateState.HALF_OPEN
+
+
+# --- a fleet --------------------------------------------------------------------------------------
+
+
+def test_a_fleet_does_not_come_back_in_one_storm():
+    """
+    200 agents, an hour of outage: first requests after it spread over a minute.
+    """
+    arrivals: list[float] = []
+    for seed in range(200):
+        draw = random.Random(seed).random
+        gate = Gate(rate=10, backoff=1.0, failure_threshold=4, random=draw)
+        now = 0.0
+        while True:
+            now += gate.acquire(now)
+            if now >= 3_600:
+                break
+            if gate.acquire(now) == 0:
+                gate.failed(DOWN, now)
+        arrivals.append(now - 3_600)
+
+    assert max(arrivals) <= MAX_BACKOFF
+    per_second = [sum(second <= at < second + 1 for at in arrivals) for second in range(60)]
+    mean = 200 / 60
+    assert max(per_second) <= 4 * mean

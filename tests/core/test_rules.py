@@ -1,0 +1,691 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import stat
+from datetime import datetime, timedelta, timezone
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guard_agent import (
+    DynamicRules,
+    Paused,
+    PluginSettings,
+    Retry,
+    RuleSet,
+    RuleSource,
+    Unchanged,
+)
+from guard_agent.core.gate import Gate, GateState
+from guard_agent.core.rules import (
+    MAX_ENTRIES,
+    MAX_PATTERNS,
+    RuleKeeper,
+    RulesRefused,
+    cache_path,
+    is_expired,
+    validate,
+)
+from guard_agent.testing.records import make_context
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
+
+
+def document(**fields):
+    return {
+        "rule_id": "shop",
+        "version": 3,
+        "timestamp": "2026-05-04T11:00:00Z",
+        "ip_blacklist": ["192.0.2.1"],
+        **fields,
+    }
+
+
+# --- one document ---------------------------------------------------------------------------------
+
+
+def test_a_whole_document():
+    rules = validate(
+        document(
+            expires_at="2026-05-04T13:00:00Z",
+            ttl=120,
+            ip_blacklist=["192.0.2.1", "198.51.100.0/24", "2001:db8::/32", "10.0.0.0/8"],
+            ip_whitelist=["127.0.0.1", "::1"],
+            global_rate_limit=100,
+            global_rate_window=60,
+            endpoint_rate_limits={"/login": [5, 60]},
+            blocked_cloud_providers=["AWS"],
+            blocked_user_agents=["sqlmap", "(?i)nikto/.*"],
+            suspicious_patterns=[r"union\s+select"],
+            emergency_whitelist=["192.0.2.9"],
+        ),
+        NOW,
+    )
+
+    assert rules.version == 3
+    assert rules.endpoint_rate_limits == {"/login": (5, 60)}
+    assert rules.blocked_user_agents == ["sqlmap", "(?i)nikto/.*"]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"rule_id": "x"},
+        {"ip_blacklist": []},
+        {"suspicious_patterns": ["a"]},
+        {"emergency_mode": True},
+    ],
+)
+def test_a_part_of_a_document_is_enough(rules):
+    assert isinstance(validate(rules, NOW), DynamicRules)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        # wrong types
+        ({"version": "three"}, "version"),
+        ({"ip_blacklist": "192.0.2.1"}, "ip_blacklist"),
+        ({"ip_blacklist": [1]}, "ip_blacklist.0"),
+        ({"ttl": None}, "ttl"),
+        ({"ttl": 1e400}, "ttl"),
+        ({"emergency_mode": "perhaps"}, "emergency_mode"),
+        ({"expires_at": "tomorrow"}, "expires_at"),
+        ({"endpoint_rate_limits": {"/": [1]}}, "endpoint_rate_limits"),
+        ({"auto_ban_threshold": 0}, "auto_ban_threshold"),
+        # time
+        ({"expires_at": "2026-05-04T12:00:00Z"}, "expires_at"),
+        ({"expires_at": "2020-01-01T00:00:00"}, "expires_at"),
+        ({"timestamp": "2026-05-04T12:06:00Z"}, "timestamp"),
+        # addresses
+        ({"ip_blacklist": ["not an address"]}, "ip_blacklist"),
+        ({"ip_blacklist": [""]}, "ip_blacklist"),
+        ({"ip_blacklist": ["192.0.2.1/24"]}, "host bits"),
+        ({"ip_blacklist": ["192.0.2.0/33"]}, "ip_blacklist"),
+        ({"ip_blacklist": ["010.0.0.1"]}, "ip_blacklist"),
+        ({"ip_blacklist": ["0.0.0.0/0"]}, "0.0.0.0/0 covers too much"),
+        ({"ip_blacklist": ["::/0"]}, "::/0 covers too much"),
+        ({"ip_blacklist": ["128.0.0.0/7"]}, "covers too much"),
+        ({"ip_blacklist": ["2000::/15"]}, "covers too much"),
+        ({"ip_whitelist": ["0.0.0.0/0"]}, "ip_whitelist"),
+        ({"emergency_whitelist": ["::/0"]}, "emergency_whitelist"),
+        ({"ip_blacklist": ["127.0.0.1"]}, "loopback"),
+        ({"ip_blacklist": ["127.0.0.0/8"]}, "loopback"),
+        ({"ip_blacklist": ["::1"]}, "loopback"),
+        ({"ip_blacklist": ["::/120"]}, "loopback"),
+        ({"ip_blacklist": ["::ffff:0:0/96"]}, "IPv4"),
+        ({"ip_blacklist": ["::ffff:192.0.2.1"]}, "IPv4"),
+        ({"ip_whitelist": ["::/32"]}, "IPv4"),
+        ({"ip_blacklist": ["192.0.2.1"] * (MAX_ENTRIES + 1)}, "entries"),
+        # numbers
+        ({"ip_ban_duration": 0}, "ip_ban_duration"),
+        ({"global_rate_limit": -1}, "global_rate_limit"),
+        ({"global_rate_window": 0}, "global_rate_window"),
+        ({"endpoint_rate_limits": {"/login": [0, 60]}}, "/login"),
+        ({"endpoint_rate_limits": {"/login": [5, -1]}}, "/login"),
+        # patterns
+        ({"suspicious_patterns": ["(a+)+$"]}, "suspicious_patterns"),
+        ({"suspicious_patterns": ["ok", "("]}, "suspicious_patterns"),
+        ({"suspicious_patterns": ["a" * 1_000_000]}, "longer than"),
+        ({"suspicious_patterns": ["a"] * (MAX_PATTERNS + 1)}, "entries"),
+        ({"blocked_user_agents": ["(a|a)*b"]}, "blocked_user_agents"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_one_unsound_part_refuses_the_whole_document(fields, words):
+    with pytest.raises(RulesRefused, match=words.replace("(", r"\(")):
+        validate(document(**fields), NOW)
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {},
+        {"error": "not found"},
+        {"message": "unauthorized", "timestamp": "2026-05-04T11:00:00Z", "version": 1},
+        {"rules": {"ip_blacklist": []}},
+        [],
+        None,
+        "text",
+        5,
+        {1: 2},
+    ],
+    ids=str,
+)
+def test_what_is_no_rule_document_is_refused(given_):
+    """
+    An error page or an empty answer must not be taken for "no rules": that would lift every ban.
+    """
+    with pytest.raises(RulesRefused):
+        validate(given_, NOW)
+
+
+@pytest.mark.parametrize(
+    ("ttl", "kept"),
+    [(-1, 60), (0, 60), (59, 60), (60, 60), (300, 300), (86_400, 86_400), (10**9, 86_400)],
+)
+def test_ttl_is_brought_into_its_bounds(ttl, kept):
+    assert validate(document(ttl=ttl), NOW).ttl == kept
+
+
+def test_unknown_fields_are_ignored_and_reported_on_one_line(caplog):
+    rules = validate(document(**{"new\nfield": 1, "other": 2}), NOW)
+
+    assert not hasattr(rules, "other")
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "other" in record.message
+    assert "\n" not in record.message
+
+
+def test_a_little_clock_skew_is_forgiven():
+    assert validate(document(timestamp="2026-05-04T12:04:59Z"), NOW).version == 3
+
+
+def test_a_time_without_zone_is_utc():
+    rules = validate(document(expires_at="2026-05-04T12:00:01"), NOW)
+
+    assert not is_expired(rules, NOW)
+    assert is_expired(rules, NOW + timedelta(seconds=1))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(list(DynamicRules.model_fields)) | st.text(), JSON) | JSON)
+def test_anything_is_rules_or_refused(given_):
+    try:
+        rules = validate(given_, NOW)
+    except RulesRefused:
+        return
+    assert 60 <= rules.ttl <= 86_400
+
+
+# --- the keeper -----------------------------------------------------------------------------------
+
+
+class Scripted(RuleSource):
+    """Gives its answers one after the other; the last one for ever."""
+
+    name = "scripted"
+
+    def __init__(self, *answers, interval=300.0, **config):
+        super().__init__(PluginSettings(), make_context(instance="scripted", **config))
+        self.answers = list(answers)
+        self.known = []
+        self.opened = self.closed = 0
+        self._interval = interval
+
+    @property
+    def interval(self):
+        return self._interval
+
+    async def open(self):
+        self.opened += 1
+
+    async def close(self):
+        self.closed += 1
+
+    async def fetch(self, known):
+        self.known.append(known)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+class Bench:
+    """A keeper whose clocks are moved by hand."""
+
+    def __init__(self, *answers, cache=None, interval=300.0, **config):
+        self.source = Scripted(*answers, interval=interval, **config)
+        self.monotonic = 1_000.0
+        self.now = NOW
+        self.changes = []
+        self.deliveries = Gate(rate=10, backoff=1.0, failure_threshold=4, random=lambda: 0.5)
+        self.keeper = RuleKeeper(
+            self.source,
+            self.deliveries,
+            cache,
+            on_change=self.changes.append,
+            clock=lambda: self.monotonic,
+            now=lambda: self.now,
+        )
+
+    async def refresh(self):
+        """One refresh, after whatever has to be waited for."""
+        delay = await self.keeper.refresh()
+        self.monotonic += delay
+        return delay
+
+    @property
+    def version(self):
+        current = self.keeper.current
+        return None if current is None else current.version
+
+
+def rule_set(validator=None, **fields):
+    return RuleSet(document(**fields), validator)
+
+
+async def test_before_the_first_answer_there_are_no_rules():
+    bench = Bench(rule_set())
+
+    assert bench.keeper.current is None
+    assert bench.source.opened == 0
+
+
+async def test_rules_are_fetched_and_announced():
+    bench = Bench(rule_set())
+
+    delay = await bench.refresh()
+
+    assert bench.version == 3
+    assert bench.changes == [bench.keeper.current]
+    assert bench.keeper.fetched == 1
+    assert bench.keeper.last_update is not None
+    assert 240 * 0.8 <= delay <= 240 * 1.2
+
+
+async def test_the_validator_is_passed_back():
+    bench = Bench(rule_set("etag-1"), Unchanged(), rule_set("etag-2", version=4), Unchanged())
+
+    for _ in range(4):
+        await bench.refresh()
+
+    assert bench.source.known == [None, "etag-1", "etag-1", "etag-2"]
+    assert [change.version for change in bench.changes] == [3, 4]
+
+
+async def test_the_validator_of_a_refused_document_is_not_kept():
+    bench = Bench(rule_set("good"), rule_set("bad", ip_blacklist=["0.0.0.0/0"]), Unchanged())
+
+    for _ in range(3):
+        await bench.refresh()
+
+    assert bench.source.known == [None, "good", "good"]
+
+
+async def test_the_same_rules_again_are_no_change(tmp_path):
+    bench = Bench(rule_set(), cache=tmp_path / "rules.json")
+    await bench.refresh()
+    (tmp_path / "rules.json").unlink()
+
+    await bench.refresh()
+
+    assert len(bench.changes) == 1
+    assert not (tmp_path / "rules.json").exists()
+
+
+async def test_rules_without_a_timestamp_are_the_same_when_read_again():
+    """
+    The model fills in the present time, which would make a change of every answer.
+    """
+    bench = Bench(RuleSet({"rule_id": "x", "ip_blacklist": ["192.0.2.1"]}))
+    for _ in range(3):
+        await bench.refresh()
+
+    assert len(bench.changes) == 1
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Retry("connection refused"),
+        Retry("busy", after=30.0, throttled=True),
+        Paused("401"),
+        RuntimeError("defect"),
+        SystemExit(1),
+        None,
+        {"not": "a result"},
+        RuleSet({}),
+        RuleSet([]),
+        RuleSet(None),
+        RuleSet({"error": "oops"}),
+        RuleSet({1: 2, "x": 3}),
+        rule_set(version=2),
+        rule_set(version=4, ip_blacklist=["0.0.0.0/0"]),
+        rule_set(version=4, suspicious_patterns=["(a+)+$"]),
+        rule_set(version=4, expires_at="2026-05-04T11:59:00Z"),
+    ],
+    ids=str,
+)
+async def test_whatever_comes_the_last_good_set_stays(trouble):
+    bench = Bench(rule_set(), trouble, rule_set(version=5))
+    await bench.refresh()
+
+    delay = await bench.refresh()
+
+    assert bench.version == 3
+    assert len(bench.changes) == 1
+    assert bench.keeper.last_error
+    assert 0 < delay <= 3_600
+    await bench.refresh()
+    assert bench.version == 5
+    assert bench.keeper.last_error is None
+
+
+async def test_an_older_version_of_another_rule_set_is_taken():
+    bench = Bench(rule_set(), rule_set(rule_id="other", version=1))
+    for _ in range(2):
+        await bench.refresh()
+
+    assert bench.version == 1
+
+
+async def test_the_same_version_with_another_content_is_taken():
+    bench = Bench(rule_set(), rule_set(ip_blacklist=["192.0.2.2"]))
+    for _ in range(2):
+        await bench.refresh()
+
+    assert bench.keeper.current.ip_blacklist == ["192.0.2.2"]
+
+
+async def test_expired_rules_are_hidden_without_a_fetch():
+    bench = Bench(rule_set(expires_at="2026-05-04T12:00:10Z"))
+    await bench.refresh()
+    assert bench.version == 3
+
+    bench.now += timedelta(seconds=10)
+
+    assert bench.keeper.current is None
+
+
+@pytest.mark.parametrize(
+    ("interval", "ttl", "expected"),
+    [(300, 10**9, 300), (300, 100, 80), (300, -5, 48), (60, 86_400, 60), (5, 300, 5)],
+)
+async def test_the_next_refresh_comes_before_the_ttl_ends(interval, ttl, expected):
+    for _ in range(20):
+        bench = Bench(rule_set(ttl=ttl), interval=interval)
+
+        delay = await bench.refresh()
+
+        assert expected * 0.8 <= delay <= expected * 1.2
+        assert delay < bench.keeper.current.ttl
+
+
+async def test_the_interval_is_jittered():
+    bench = Bench(rule_set())
+
+    delays = {await bench.refresh() for _ in range(10)}
+
+    assert len(delays) > 5
+
+
+async def test_a_refused_document_is_logged_once_and_on_one_line(caplog):
+    bench = Bench(rule_set(ip_blacklist=["evil\n\x1b[31mline"]))
+    for _ in range(5):
+        await bench.refresh()
+
+    refused = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(refused) == 1
+    assert refused[0].message.isprintable()
+
+
+async def test_another_refusal_is_logged_again(caplog):
+    bench = Bench(rule_set(ip_blacklist=["0.0.0.0/0"]), rule_set(ip_blacklist=["::/0"]))
+    for _ in range(4):
+        await bench.refresh()
+
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 2
+
+
+async def test_after_a_refusal_it_asks_again_within_five_minutes():
+    bench = Bench(rule_set(ip_blacklist=["0.0.0.0/0"]), interval=86_400)
+
+    assert await bench.refresh() <= 300
+
+
+async def test_an_outage_is_logged_once(caplog):
+    bench = Bench(Retry("down"))
+    for _ in range(10):
+        await bench.refresh()
+
+    assert len(caplog.records) == 1
+    assert "down" in caplog.text
+
+
+async def test_a_defect_is_logged_once_with_its_traceback(caplog):
+    bench = Bench(ValueError("defect"))
+    for _ in range(10):
+        await bench.refresh()
+
+    assert [bool(record.exc_info) for record in caplog.records].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"emergency_mode": True}, "emergency_mode=true"),
+        ({"emergency_whitelist_only": True}, "emergency_whitelist_only=true"),
+        ({"enable_penetration_detection": False}, "enable_penetration_detection=false"),
+        ({"enable_ip_banning": False}, "enable_ip_banning=false"),
+        ({"enable_rate_limiting": False}, "enable_rate_limiting=false"),
+    ],
+)
+async def test_rules_that_switch_protection_are_delivered_and_reported_once(fields, words, caplog):
+    bench = Bench(rule_set(**fields), rule_set(version=4, **fields))
+    for _ in range(5):
+        await bench.refresh()
+
+    assert bench.version == 4
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert words in warnings[0].message
+
+
+# --- gates ----------------------------------------------------------------------------------------
+
+
+async def test_while_deliveries_rest_no_rules_are_asked_for():
+    bench = Bench(rule_set())
+    bench.deliveries.failed(Retry("busy", after=30.0, throttled=True), bench.monotonic)
+
+    assert await bench.refresh() == 30.0
+    assert bench.source.known == []
+
+    await bench.refresh()
+    assert bench.version == 3
+
+
+async def test_a_rule_service_that_is_down_does_not_hold_up_deliveries():
+    bench = Bench(Retry("down"))
+    for _ in range(20):
+        await bench.refresh()
+
+    assert bench.deliveries.state is GateState.CLOSED
+    assert bench.deliveries.delay(bench.monotonic) == 0
+
+
+async def test_deliveries_learn_that_the_collector_asked_for_less():
+    bench = Bench(Retry("busy", after=30.0, throttled=True))
+    start = bench.monotonic
+
+    await bench.refresh()
+
+    assert bench.deliveries.delay(start) == 30.0
+
+
+async def test_a_service_that_stays_down_is_asked_twice_a_minute_at_most():
+    bench = Bench(Retry("down"))
+    asked = []
+    while bench.monotonic < 4_600:
+        before = len(bench.source.known)
+        at = bench.monotonic
+        await bench.refresh()
+        asked += [at] * (len(bench.source.known) - before)
+
+    late = [at for at in asked if at > 1_300]
+    assert late
+    assert all(sum(at <= other < at + 60 for other in late) <= 2 for at in late)
+
+
+async def test_a_cancelled_fetch_leaves_the_next_one_free():
+    asked = asyncio.Event()
+
+    class Hanging(Scripted):
+        async def fetch(self, known):
+            asked.set()
+            await asyncio.Event().wait()
+
+    bench = Bench(rule_set())
+    bench.keeper.source = Hanging(rule_set())
+    task = asyncio.create_task(bench.keeper.refresh())
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    bench.keeper.source = bench.source
+    await bench.refresh()
+    assert bench.version == 3
+
+
+async def test_the_source_is_opened_once_and_again_after_close():
+    bench = Bench(rule_set())
+    for _ in range(3):
+        await bench.refresh()
+    assert bench.source.opened == 1
+
+    await bench.keeper.close()
+    await bench.keeper.close()
+    await bench.refresh()
+
+    assert (bench.source.opened, bench.source.closed) == (2, 2)
+
+
+async def test_a_source_that_cannot_open_is_opened_again():
+    class Late(Scripted):
+        async def open(self):
+            await super().open()
+            if self.opened == 1:
+                raise OSError
+
+    bench = Bench(rule_set())
+    bench.keeper.source = source = Late(rule_set())
+    await bench.refresh()
+    assert source.known == []
+
+    await bench.refresh()
+    assert bench.version == 3
+
+
+# --- on disk --------------------------------------------------------------------------------------
+
+
+async def test_rules_survive_on_disk_for_their_owner_only(tmp_path):
+    path = tmp_path / "state" / "rules.json"
+    await Bench(rule_set("etag"), cache=path).refresh()
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert [entry.name for entry in path.parent.iterdir()] == ["rules.json"]
+    assert json.loads(path.read_bytes()) == document()
+
+    restored = Bench(Retry("down"), cache=path)
+    restored.keeper.restore()
+    await restored.refresh()
+    assert restored.version == 3
+    assert len(restored.changes) == 1
+    assert restored.source.known == [None]
+
+
+async def test_an_older_version_than_the_restored_one_is_refused(tmp_path):
+    path = tmp_path / "rules.json"
+    path.write_bytes(orjson.dumps(document(version=9)))
+    bench = Bench(rule_set(version=8), cache=path)
+    bench.keeper.restore()
+
+    await bench.refresh()
+
+    assert bench.version == 9
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"rule_id": 5}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b" " * (8 * 1024 * 1024 + 1),
+        orjson.dumps(document(expires_at="2026-05-04T12:00:00Z")),
+        orjson.dumps(document(ip_blacklist=["0.0.0.0/0"])),
+    ],
+    ids=lambda content: str(content[:20]),
+)
+def test_what_is_no_good_on_disk_is_ignored(content, tmp_path):
+    path = tmp_path / "rules.json"
+    path.write_bytes(content)
+    bench = Bench(rule_set(), cache=path)
+
+    bench.keeper.restore()
+
+    assert bench.keeper.current is None
+    assert bench.changes == []
+
+
+@pytest.mark.parametrize("cache", ["none", "missing", "folder"])
+def test_nothing_to_restore(cache, tmp_path):
+    path = {"none": None, "missing": tmp_path / "no" / "rules.json", "folder": tmp_path}[cache]
+    bench = Bench(rule_set(), cache=path)
+
+    bench.keeper.restore()
+
+    assert bench.keeper.current is None
+
+
+async def test_a_folder_that_cannot_be_made_costs_only_the_disk_copy(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "file").write_text("in the way")
+    bench = Bench(rule_set(), rule_set(version=4), cache=tmp_path / "file" / "rules.json")
+
+    for _ in range(2):
+        await bench.refresh()
+
+    assert bench.version == 4
+    assert caplog.text.count("cannot keep the rules on disk") == 1
+
+
+async def test_a_refused_document_does_not_get_on_disk(tmp_path):
+    path = tmp_path / "rules.json"
+    bench = Bench(rule_set(), rule_set(version=4, ip_blacklist=["::/0"]), cache=path)
+    for _ in range(2):
+        await bench.refresh()
+
+    assert json.loads(path.read_bytes())["version"] == 3
+
+
+def test_the_file_belongs_to_source_collector_and_project(tmp_path):
+    class Other(Scripted):
+        @property
+        def collector(self):
+            return "https://other.example"
+
+    paths = {
+        cache_path(tmp_path, source)
+        for source in (
+            Scripted(Unchanged()),
+            Scripted(Unchanged(), project_id="shop"),
+            Other(Unchanged()),
+        )
+    }
+
+    assert len(paths) == 3
+    assert all(path.parent == tmp_path and os.sep not in path.name for path in paths)
+    assert cache_path(tmp_path, Scripted(Unchanged())) in paths
