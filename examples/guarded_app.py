@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, HTTPException
 from guard import SecurityConfig, SecurityMiddleware
 
-from guard_agent import guard_agent
+from guard_agent import stop_agent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ config = SecurityConfig(
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     yield
     # uvicorn ends by a signal, so nothing comes after this: deliver what is left.
-    await guard_agent().stop()
+    await stop_agent()
 
 
 app = FastAPI(title="Demo shop", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)

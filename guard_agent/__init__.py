@@ -10,7 +10,12 @@ from __future__ import annotations
 import sys
 
 from guard_agent._version import __version__
-from guard_agent.client import GuardAgentHandler, SyncGuardAgentHandler, guard_agent
+from guard_agent.client import (
+    GuardAgentHandler,
+    SyncGuardAgentHandler,
+    guard_agent,
+    stop_agent,
+)
 from guard_agent.core.config import AgentConfig, check_endpoint
 from guard_agent.core.errors import (
     BufferFullError,
@@ -70,6 +75,7 @@ from guard_agent.core.protocols import AgentHandlerProtocol, RedisHandlerProtoco
 __all__ = [
     # for applications
     "guard_agent",
+    "stop_agent",
     "GuardAgentHandler",
     "SyncGuardAgentHandler",
     "AgentConfig",

@@ -241,6 +241,17 @@ def guard_agent(config: AgentConfig | None = None) -> Any:
     return _process.face(face, agent, config)
 
 
+async def stop_agent() -> None:
+    """
+    Stop the agent of this process, if there is one; for the shutdown of an application.
+
+    Its middleware may have made one or, with a configuration that is wrong, may not.
+    """
+    agent = _process.agent
+    if agent is not None:
+        await _within(agent.stop(), agent.config.stop_timeout + STOP_SLACK)
+
+
 class _Process:
     """The one agent of the process, and its two faces."""
 

@@ -17,6 +17,7 @@ from guard_agent import (
     SyncGuardAgentHandler,
     client,
     guard_agent,
+    stop_agent,
 )
 from guard_agent.testing.collector import Answer, Collector
 from guard_agent.testing.records import make_event, make_metric
@@ -157,7 +158,7 @@ def test_kinds_that_are_switched_off_are_not_taken(config, collector):
     agent.send_metric(make_metric())
     agent.flush_buffer()
 
-    assert agent.get_status().model_dump()["destinations"]["http"]["accepted"] == 0
+    assert agent.get_status().destinations["http"]["accepted"] == 0
 
 
 async def test_the_policy_raise_reaches_the_caller(config, collector):
@@ -191,7 +192,7 @@ def test_the_policy_block_never_blocks_a_thread_with_a_running_loop(config, coll
     asyncio.run(inside_a_loop())
 
     assert time.monotonic() - begun < 30
-    dropped = agent.get_status().model_dump()["destinations"]["http"]["dropped"]
+    dropped = agent.get_status().destinations["http"]["dropped"]
     assert dropped["overflow"] >= 17
 
 
@@ -290,5 +291,19 @@ async def test_a_project_without_rules_does_not_hold_up_its_events(config, colle
     assert await agent.get_dynamic_rules() is None
     await agent.send_event(make_event())
     await agent.flush_buffer()
+
+    assert len(collector.events) == 1
+
+
+async def test_stopping_an_agent_that_never_was_is_nothing(collector):
+    client._process.agent = None
+
+    await stop_agent()
+
+
+async def test_an_application_stops_the_agent_that_its_middleware_made(config, collector):
+    await guard_agent(config()).send_event(make_event())
+
+    await stop_agent()
 
     assert len(collector.events) == 1

@@ -137,7 +137,7 @@ def test_the_end_takes_no_longer_than_its_deadline_when_the_collector_hangs(run,
         """
     )
 
-    assert "1 records undelivered" in errors
+    assert "1 records for http undelivered" in errors
 
 
 def test_a_child_works_and_copies_nothing_of_its_parent(run, collector):
@@ -184,7 +184,7 @@ def test_a_fork_under_recording_threads_never_hangs(run, collector):
         for thread in threads:
             thread.join()
         agent.stop()
-        books = agent.get_status().model_dump()["destinations"]["http"]
+        books = agent.get_status().destinations["http"]
         assert books["pending"] == 0 and books["accepted"] == books["delivered"], books
     """)
 

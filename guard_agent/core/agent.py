@@ -195,7 +195,8 @@ class _Run:
             verdict = "failed"
         last = [b.last_success for b in self.ledger.destinations.values() if b.last_success]
         first = next(iter(balances.values()))
-        report = AgentStatus(
+        level = self.worker.level
+        return AgentStatus(
             timestamp=datetime.now(timezone.utc),
             status=verdict,
             uptime=time.time() - self.started_at,
@@ -204,24 +205,14 @@ class _Run:
             buffer_size=max(balance.pending for balance in balances.values()),
             last_flush=datetime.fromtimestamp(max(last), timezone.utc) if last else None,
             errors=errors,
-        )
-        extra: dict[str, Any] = {
-            **self._levels(),
-            "destinations": {
+            level=level.value,
+            loss_window_seconds=None if level is Level.MEMORY else COMMIT_INTERVAL,
+            store=dict(self.lanes.describe()),
+            destinations={
                 name: self._destination(name, balances[name], depths[name])
                 for name in self.destinations
             },
-        }
-        return report.model_copy(update=extra)
-
-    def _levels(self) -> dict[str, Any]:
-        level = self.worker.level
-        return {
-            "level": level.value,
-            # None: everything that is not delivered is lost when the process is killed.
-            "loss_window_seconds": None if level is Level.MEMORY else COMMIT_INTERVAL,
-            "store": dict(self.lanes.describe()),
-        }
+        )
 
     def _destination(self, name: str, balance: Balance, depth: DestinationDepth) -> dict[str, Any]:
         destination, books = self.destinations[name], self.ledger.destinations[name]
@@ -453,7 +444,7 @@ class Agent:
                 "rules": sum(1 for keeper in run.keepers if keeper.last_error),
             },
             "last_status_push_ok": run.worker.last_report_ok,
-            "destinations": (status.model_extra or {})["destinations"],
+            "destinations": status.destinations,
         }
 
     def note_redis(self, handler: Any) -> None:

@@ -116,8 +116,6 @@ class DynamicRules(BaseModel):
 class AgentStatus(BaseModel):
     """How the agent is."""
 
-    model_config = ConfigDict(extra="allow")
-
     timestamp: datetime
     status: Literal["healthy", "degraded", "failed"]
     uptime: float
@@ -129,6 +127,17 @@ class AgentStatus(BaseModel):
     """Records that wait for at least one destination."""
     last_flush: datetime | None = None
     errors: list[str] = Field(default_factory=list)
+    level: str = "memory"
+    """What a record survives: ``memory`` nothing, ``journal`` the end of the process."""
+    loss_window_seconds: float | None = None
+    """How old a record may be that is lost when the process is killed; None for any age."""
+    store: dict[str, Any] = Field(default_factory=dict)
+    """What the store says of itself."""
+    destinations: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """
+    The books of each: accepted, delivered, dropped by reason, buried, pending, pending_bytes,
+    oldest_seconds, requests, failures, breaker, last_error.
+    """
 
 
 class EventBatch(BaseModel):

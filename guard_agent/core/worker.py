@@ -264,13 +264,12 @@ class Worker:
         await asyncio.gather(*deliveries, return_exceptions=True)
 
     async def _close(self) -> None:
-        volatile: Mapping[str, DestinationDepth] = {}
         if self._store_open:
             with suppress(Exception):
                 await self._in_time(self._store.settle())
             with suppress(Exception):
                 self.depths = await self._in_time(self._store.stats())
-            volatile = await self._store.memory.stats()
+        volatile = await self._store.memory.stats()
         self._give_up(volatile)
         closing: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             *((name, destination.close) for name, destination in self._destinations.items()),
@@ -286,20 +285,22 @@ class Worker:
     def _give_up(self, volatile: Mapping[str, DestinationDepth]) -> None:
         """Book what is lost with the process: what only memory holds."""
         lost = self._ring.abandon(DropReason.SHUTDOWN)
+        losses = {name: lost + depth.pending for name, depth in volatile.items()}
         for name, depth in volatile.items():
             self._ledger.destinations[name].dropped[DropReason.SHUTDOWN] += depth.pending
-        lost += max((depth.pending for depth in volatile.values()), default=0)
-        self.depths = {
-            name: replace(
-                depth,
-                ready=depth.ready - volatile[name].ready,
-                leased=depth.leased - volatile[name].leased,
-                bytes=depth.bytes - volatile[name].bytes,
-            )
-            for name, depth in self.depths.items()
-        }
-        if lost:
-            logger.warning("stopped with %d records undelivered: they are lost", lost)
+            known = self.depths[name]
+            self.depths = {
+                **self.depths,
+                name: replace(
+                    known,
+                    ready=known.ready - depth.ready,
+                    leased=known.leased - depth.leased,
+                    bytes=known.bytes - depth.bytes,
+                ),
+            }
+        for name, count in losses.items():
+            if count:
+                logger.warning("stopped with %d records for %s undelivered: lost", count, name)
 
     async def _in_time(self, work: Awaitable[Any]) -> Any:
         return await asyncio.wait_for(work, max(self._stop_at - time.monotonic(), 0.05))

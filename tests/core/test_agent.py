@@ -475,7 +475,7 @@ def test_status_reports_go_out_and_carry_the_books(make_agent):
     (status,) = transport_of(agent).reports
     assert status.status == "healthy"
     assert status.events_sent == 1
-    assert status.model_dump()["destinations"]["recording"]["dropped"] == {"invalid": 1}
+    assert status.destinations["recording"]["dropped"] == {"invalid": 1}
 
 
 class Rules(RuleSource):
