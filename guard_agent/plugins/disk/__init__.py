@@ -194,6 +194,7 @@ class DiskStore(BufferStore):
             lambda connection: self._tables.append(connection, records, evict=evict),
             # What was committed too late stays: it comes twice, with the same id.
             undo=lambda _: None,
+            grow=True,
         )
         self._tell_dropped(dropped)
         return appended
@@ -253,6 +254,7 @@ class DiskStore(BufferStore):
         work: Callable[[sqlite3.Connection], T],
         *,
         write: bool = True,
+        grow: bool = False,
         undo: Callable[[T], None] | None = None,
     ) -> T:
         jobs, database = self._jobs, self._database
@@ -261,7 +263,7 @@ class DiskStore(BufferStore):
         if self._owner != os.getpid():
             raise DiskStoreError("the store was opened before a fork and belongs to the parent")
         return await jobs.run(
-            lambda job: database.run(work, job, write=write),
+            lambda job: database.run(work, job, write=write, grow=grow),
             self.settings.operation_timeout,
             undo=undo,
         )

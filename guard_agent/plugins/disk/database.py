@@ -9,6 +9,7 @@ import random
 import sqlite3
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 from weakref import WeakSet
@@ -24,7 +25,6 @@ from guard_agent.plugins.disk.folder import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from typing import Literal
 
     from guard_agent.plugins.disk.jobs import Job
@@ -69,9 +69,18 @@ class Database:
         _watch_forks()
         _databases.add(self)
 
-    def run(self, work: Callable[[sqlite3.Connection], T], job: Job, *, write: bool = True) -> T:
+    def run(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        job: Job,
+        *,
+        write: bool = True,
+        grow: bool = False,
+    ) -> T:
         """
         Do ``work`` in one transaction, which waits for other processes until the job's deadline.
+
+        With ``grow`` it is refused while the log is as large as the file may become.
 
         Raises:
             DiskStoreError: the file cannot be used now; nothing was changed.
@@ -82,7 +91,7 @@ class Database:
         while True:
             try:
                 with self.at_work:
-                    return self._transaction(work, job, write=write)
+                    return self._transaction(work, job, write=write, grow=grow)
             except sqlite3.Error as error:
                 if _is_busy(error):
                     if time.monotonic() + pause > job.deadline:
@@ -97,9 +106,13 @@ class Database:
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - to meet others less often
             pause = min(pause * 2, _PAUSE_MAX)
 
-    def _transaction(self, work: Callable[[sqlite3.Connection], T], job: Job, *, write: bool) -> T:
+    def _transaction(
+        self, work: Callable[[sqlite3.Connection], T], job: Job, *, write: bool, grow: bool
+    ) -> T:
         connection = self._connected(job.deadline)
         try:
+            if grow:
+                self._check_log(connection)
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             result = work(connection)
             job.check()
@@ -112,6 +125,19 @@ class Database:
                 self._disconnect()  # whatever is wrong, the next attempt begins with a new one
             raise
         return result
+
+    def _check_log(self, connection: sqlite3.Connection) -> None:
+        """The log is written back to the file now and then, unless somebody reads it for ever."""
+        log = Path(f"{self.path}-wal")
+        limit = self._max_pages * PAGE_SIZE
+        if _size(log) > limit:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if _size(log) > limit:
+                msg = (
+                    f"the log {log} cannot be written back, and has grown to the limit of the "
+                    "file: another program reads the file all the time, or the disk fails"
+                )
+                raise DiskStoreError(msg)
 
     def vacuum(self, *, above: int) -> None:
         """Give the space of a file larger than ``above`` bytes back, if nobody is in the way."""
@@ -235,6 +261,13 @@ class Database:
         elif "no such function: json" in text or "no such table: json_each" in text:
             text = f"SQLite {sqlite3.sqlite_version} was built without its JSON functions"
         return f"cannot use the file {self.path}: {text}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

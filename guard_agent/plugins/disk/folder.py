@@ -140,9 +140,11 @@ def set_aside(path: Path) -> Path:
     """
     Rename the file and what belongs to it, and remove older ones set aside before.
 
-    Call with `exclusive`, and with no connection of this process open.
+    Call with `exclusive`, and with the caller's own connection closed.
     """
-    aside = Path(f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    when = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
+    aside = Path(f"{path}.corrupt-{when}.{nanoseconds // 1000:06d}Z")
     # The log first: beside a new file, SQLite would play it into that.
     for suffix in (*SIDE_FILES, ""):
         with contextlib.suppress(FileNotFoundError):

@@ -249,7 +249,7 @@ class Tables:
         row = connection.execute(
             "SELECT json_group_array(key), json_group_array(length(data)), "
             "CAST(group_concat(data, '') AS BLOB) "
-            "FROM pending JOIN record ON seq = key & ?5 "
+            "FROM pending CROSS JOIN record ON seq = key & ?5 "
             "WHERE destination = ?2 AND key BETWEEN ?3 AND ?4 AND hold = ?1",
             (hold, ident, keys[0], keys[-1], _SEQ_MASK),
         ).fetchone()
@@ -306,8 +306,8 @@ class Tables:
             "INSERT INTO dead (destination, rank, size, reason, data) "
             "SELECT destination, pending.key >> ?5, size, ?4, data "
             "FROM (SELECT value, min(key) AS place FROM json_each(?2) GROUP BY value) "
-            "JOIN pending ON destination = ?1 AND pending.key = value AND hold = ?3 "
-            "JOIN record ON seq = value & ?6 ORDER BY place",
+            "CROSS JOIN pending ON destination = ?1 AND pending.key = value AND hold = ?3 "
+            "CROSS JOIN record ON seq = value & ?6 ORDER BY place",
             (ident, keys, hold, reason, _RANK_SHIFT, _SEQ_MASK),
         ).rowcount
         _let_go(connection, hold, buried)
@@ -547,8 +547,9 @@ def _less_leased(connection: sqlite3.Connection, destination: int, entries: int)
 
 # --- forgetting -----------------------------------------------------------------------------------
 
+# A cross join is done in the order it is written: few destinations, one look-up for each.
 _NOBODY_ELSE = (
-    "NOT EXISTS (SELECT 1 FROM destination AS other JOIN pending AS theirs "
+    "NOT EXISTS (SELECT 1 FROM destination AS other CROSS JOIN pending AS theirs "
     "ON theirs.destination = other.id AND theirs.key = pending.key WHERE other.id <> ?1)"
 )
 
