@@ -563,13 +563,16 @@ def _forget(
     ``which`` is a condition on `pending` whose parameters, from ?2, are ``arguments``.
     """
     some = f"FROM pending WHERE destination = ?1 AND {which}"
-    last = f"{some} AND {_NOBODY_ELSE}"
     given = (destination, *arguments)
     sums = "SELECT count(*), coalesce(sum(size), 0), coalesce(sum(hold > 0), 0) "
     count, size, leased = connection.execute(sums + some, given).fetchone()
     if not count:
         return 0
-    records, freed, _ = connection.execute(sums + last, given).fetchone()
+    last, records, freed = some, count, size
+    ((destinations,),) = connection.execute("SELECT count(*) FROM destination")
+    if destinations > 1:
+        last = f"{some} AND {_NOBODY_ELSE}"
+        records, freed, _ = connection.execute(sums + last, given).fetchone()
     connection.execute(
         f"DELETE FROM record WHERE seq IN (SELECT key & {_SEQ_MASK} {last})",  # noqa: S608 - of our own
         given,
