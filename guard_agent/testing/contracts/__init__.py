@@ -9,7 +9,9 @@ from __future__ import annotations
 import pytest
 
 # Before the import: only then do failing assertions show their values.
-pytest.register_assert_rewrite("guard_agent.testing.contracts.buffer_store")
+pytest.register_assert_rewrite(
+    "guard_agent.testing.contracts.buffer_store", "guard_agent.testing.contracts.state_machine"
+)
 
 from guard_agent.testing.contracts.buffer_store import BufferStoreContract  # noqa: E402
 

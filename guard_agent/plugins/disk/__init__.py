@@ -1,0 +1,303 @@
+"""The store ``disk``: records wait in an SQLite file that several processes may share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+
+from pydantic import Field
+
+from guard_agent import (
+    Appended,
+    BufferStore,
+    DeadLetter,
+    DestinationDepth,
+    Lease,
+    Level,
+    PluginContext,
+    PluginSettings,
+    Record,
+    hookimpl,
+)
+from guard_agent.plugins.disk.database import PAGE_SIZE, Database
+from guard_agent.plugins.disk.folder import DiskStoreError
+from guard_agent.plugins.disk.jobs import Job, Jobs
+from guard_agent.plugins.disk.tables import Bounds, Dropped, Tables, make_tables
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+__all__ = ["DiskSettings", "DiskStore", "DiskStoreError"]
+
+logger = logging.getLogger("guard_agent.disk")
+
+T = TypeVar("T")
+
+_MIB = 1024 * 1024
+_SMALLEST = 512
+"""Payload bytes per record that the default of max_records reckons with."""
+_ROOM_PER_ENTRY = 64
+_ROOM_FOR_THE_REST = 16 * _MIB
+
+
+class DiskSettings(PluginSettings):
+    path: Path | None = Field(
+        default=None,
+        description="Folder of the file, for this user alone; the state folder when not given",
+    )
+    max_bytes: int = Field(
+        default=256 * _MIB,
+        ge=65_536,
+        description=(
+            "Most payload bytes kept. The file holds them in pages, so it can grow to about twice "
+            "as much"
+        ),
+    )
+    max_records: int | None = Field(
+        default=None, ge=1, description="Most records kept; max_bytes / 512 when not given"
+    )
+    sync: Literal["normal", "full"] = Field(
+        default="normal",
+        description=(
+            "What is kept when the power fails: 'normal' may lose the last seconds, 'full' loses "
+            "nothing and waits for the disk at every step. Both survive the end of the process"
+        ),
+    )
+    operation_timeout: float = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description="Longest time of one operation, waiting for other processes included",
+    )
+    forget_after: float = Field(
+        default=86_400,
+        ge=60,
+        description="Seconds for which records wait for a destination that no process uses",
+    )
+    max_dead_letters: int = Field(
+        default=1000, ge=0, description="Most dead letters kept for each destination"
+    )
+    max_dead_letter_bytes: int = Field(
+        default=_MIB,
+        ge=0,
+        description="Most payload bytes of the dead letters of each destination",
+    )
+
+
+class DiskStore(BufferStore):
+    """
+    Keeps records in a file, one for each ``project_id``, shared by all processes that use it.
+
+    A record that was appended survives the end of the process, and with ``sync`` = "full" of the
+    system. Leases are in the file too, with an end on a clock that all processes of the system
+    share: what a killed process had leased is delivered by another one. The file must lie on a
+    local disk.
+
+    A new destination gets what is appended from then on. One that no process has any more keeps
+    its records for ``forget_after`` seconds, or until the store is full.
+
+    All work with the file happens in a thread of the store. An operation that is cancelled or takes
+    too long leaves a consistent state: an append or a lease that was given up is rolled back, or,
+    when it was done already, a lease is given back and an appended record stays.
+    """
+
+    name = "disk"
+    level: ClassVar[Level] = Level.JOURNAL
+    Settings = DiskSettings
+    settings: DiskSettings
+
+    def __init__(self, settings: DiskSettings, context: PluginContext) -> None:
+        super().__init__(settings, context)
+        self._jobs: Jobs | None = None
+        self._database: Database | None = None
+        self._owner = 0
+        max_records = settings.max_records or max(1, settings.max_bytes // _SMALLEST)
+        self._tables = Tables(
+            context.destinations,
+            Bounds(
+                max_records,
+                settings.max_bytes,
+                settings.max_dead_letters,
+                settings.max_dead_letter_bytes,
+            ),
+        )
+
+    @property
+    def sync(self) -> Literal["normal", "full"]:
+        """Whether what was appended survives a power failure ("full")."""
+        return self.settings.sync
+
+    @property
+    def path(self) -> Path:
+        """
+        The file.
+
+        Raises:
+            DiskStoreError: the folder names a home that does not exist.
+        """
+        folder = self.settings.path or self.context.state_dir
+        project = blake2b((self.context.config.project_id or "").encode(), digest_size=8)
+        try:
+            return folder.expanduser().absolute() / f"disk-{project.hexdigest()}.db"
+        except RuntimeError as error:
+            msg = f"cannot use the folder {folder}: {error}; set path to an absolute one"
+            raise DiskStoreError(msg) from error
+
+    @property
+    def _max_pages(self) -> int:
+        """Bound of the file: pages are half full at worst, and entries and indexes take room."""
+        bounds = self._tables.bounds
+        lanes = len(self.context.destinations) + 1
+        size = (
+            2 * bounds.bytes
+            + lanes * (_ROOM_PER_ENTRY * bounds.records + 2 * bounds.dead_letter_bytes)
+            + _ROOM_FOR_THE_REST
+        )
+        return size // PAGE_SIZE
+
+    async def open(self) -> None:
+        if self._jobs is not None:
+            return
+        self._owner = os.getpid()
+        self._database = Database(
+            self.path, sync=self.sync, max_pages=self._max_pages, make_tables=make_tables
+        )
+        self._jobs = Jobs(f"guard-agent-{self.context.instance}")
+        self._jobs.start()
+        try:
+            await self._run(self._tables.register)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        jobs, self._jobs = self._jobs, None
+        database, self._database = self._database, None
+        if jobs is None or database is None or self._owner != os.getpid():
+            return
+        try:
+            await jobs.run(lambda _: database.disconnect(), self.settings.operation_timeout)
+        finally:
+            jobs.stop()
+
+    # --- the contract -----------------------------------------------------------------------------
+
+    async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
+        if not self.context.destinations or not records:
+            return Appended(len(records))
+        appended, dropped = await self._run(
+            lambda connection: self._tables.append(connection, records, evict=evict),
+            # What was committed too late stays: it comes twice, with the same id.
+            undo=lambda _: None,
+            grow=True,
+        )
+        self._tell_dropped(dropped)
+        return appended
+
+    async def lease(
+        self, destination: str, max_records: int, max_bytes: int, ttl: float
+    ) -> Lease | None:
+        self._check(destination)
+        database = self._database
+
+        def give_back(lease: Lease | None) -> None:
+            if lease is not None and database is not None:
+                job = Job(lambda _: None, time.monotonic() + self.settings.operation_timeout)
+                database.run(lambda c: self._tables.release(c, lease, lease.entries, 0.0), job)
+
+        return await self._run(
+            lambda connection: self._tables.lease(
+                connection, destination, max_records, max_bytes, ttl
+            ),
+            undo=give_back,
+        )
+
+    async def ack(self, lease: Lease, ids: Sequence[str]) -> int:
+        self._check(lease.destination)
+        return await self._run(lambda connection: self._tables.ack(connection, lease, ids))
+
+    async def release(self, lease: Lease, ids: Sequence[str], delay: float = 0.0) -> int:
+        self._check(lease.destination)
+        return await self._run(
+            lambda connection: self._tables.release(connection, lease, ids, delay)
+        )
+
+    async def bury(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
+        self._check(lease.destination)
+        return await self._run(lambda connection: self._tables.bury(connection, lease, ids, reason))
+
+    async def release_expired(self) -> int:
+        released, dropped, empty = await self._run(self._look_after)
+        self._tell_dropped(dropped)
+        if empty:
+            await self._shrink()
+        return released
+
+    async def stats(self) -> Mapping[str, DestinationDepth]:
+        return await self._run(self._tables.stats, write=False)
+
+    async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
+        self._check(destination)
+        return await self._run(
+            lambda connection: self._tables.dead_letters(connection, destination), write=False
+        )
+
+    # --- in the thread ----------------------------------------------------------------------------
+
+    async def _run(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        write: bool = True,
+        grow: bool = False,
+        undo: Callable[[T], None] | None = None,
+    ) -> T:
+        jobs, database = self._jobs, self._database
+        if jobs is None or database is None:
+            raise DiskStoreError("the store is not open")
+        if self._owner != os.getpid():
+            raise DiskStoreError("the store was opened before a fork and belongs to the parent")
+        return await jobs.run(
+            lambda job: database.run(work, job, write=write, grow=grow),
+            self.settings.operation_timeout,
+            undo=undo,
+        )
+
+    def _look_after(self, connection: sqlite3.Connection) -> tuple[int, Sequence[Dropped], bool]:
+        self._tables.keep_alive(connection)
+        dropped = self._tables.drop_unused(connection, self.settings.forget_after)
+        released = self._tables.release_expired(connection)
+        return released, dropped, self._tables.is_empty(connection)
+
+    async def _shrink(self) -> None:
+        """Give back the disk space of a burst that is over."""
+        jobs, database = self._jobs, self._database
+        if jobs is not None and database is not None:
+            await jobs.run(
+                lambda _: database.vacuum(above=_ROOM_FOR_THE_REST), self.settings.operation_timeout
+            )
+
+    def _tell_dropped(self, dropped: Iterable[Dropped]) -> None:
+        for destination, records in dropped:
+            logger.warning(
+                "no process has the destination %r any more: dropped the %d records that waited "
+                "for it",
+                destination,
+                records,
+            )
+
+    def _check(self, destination: str) -> None:
+        if destination not in self.context.destinations:
+            known = ", ".join(self.context.destinations) or "none"
+            msg = f"the store has no destination {destination!r}; it was made for: {known}"
+            raise ValueError(msg)
+
+
+@hookimpl
+def guard_agent_buffer_stores() -> list[type[BufferStore]]:
+    return [DiskStore]

@@ -1,0 +1,440 @@
+"""
+A buffer store against a model, step by step, in sequences that hypothesis makes up.
+
+Two owners take turns on one store, and sometimes act at the same time; leases expire, owners crash
+and come back. A store passes by giving the machine a way to make it::
+
+    class MyStoreMachine(BufferStoreMachine):
+        def make_store(self, context):
+            return MyStore(MyStore.Settings(), context)
+
+    TestMyStoreStates = MyStoreMachine.TestCase
+    TestMyStoreStates.settings = STATES
+
+It needs hypothesis (``pip install guard-agent[testing]``). Nothing here depends on the clock of a
+store: where a lease has to expire, the machine takes a short one and asks until it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import abstractmethod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from guard_agent import (
+    Appended,
+    BufferStore,
+    DestinationDepth,
+    Lease,
+    Level,
+    PluginContext,
+    Priority,
+    Record,
+)
+from guard_agent.testing.records import make_context, make_record
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
+STATES = settings(
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+"""Settings that find most in a few seconds; take a variant of them for a longer search."""
+
+DESTINATIONS = ("one", "two")
+OWNERS = ("first", "second")
+MAX_RECORDS = 6
+MAX_BYTES = 65_536
+SIZES = (100, 8_000, 30_000)
+MANY_BYTES = 1 << 30
+MOST_BURIED = 25
+"""Fewer dead letters than any store may give up."""
+
+LONG = 600.0
+"""Seconds that never pass here."""
+SHORT = 0.01
+
+_owners = st.sampled_from(OWNERS)
+_destinations = st.sampled_from(DESTINATIONS)
+
+
+class Entry:
+    """A record in the model: what each destination does with it."""
+
+    def __init__(self, number: int, record: Record) -> None:
+        self.number = number
+        self.record = record
+        # Destination → id of the lease that holds it, None while it is ready; missing when done.
+        self.held: dict[str, str | None] = dict.fromkeys(DESTINATIONS)
+        self.kept_back: set[str] = set()
+
+    @property
+    def size(self) -> int:
+        return len(self.record.payload)
+
+    @property
+    def is_leased(self) -> bool:
+        return any(holder is not None for holder in self.held.values())
+
+
+class Taken:
+    """A lease, the owner that took it, and what its ids mean in the model."""
+
+    def __init__(self, owner: str, lease: Lease, entries: Iterable[Entry]) -> None:
+        self.owner = owner
+        self.lease = lease
+        self.entries = dict(zip(lease.entries, entries, strict=True))
+
+
+class BufferStoreMachine(RuleBasedStateMachine):
+    """
+    The contract of `guard_agent.BufferStore` for two owners.
+
+    A store whose level is memory lives in one process: both owners use one instance, and a crash
+    loses everything. Any other store is made once for each owner, with the same context, and a
+    crash loses nothing: the instance is left as it is, and a new one is opened beside it.
+    """
+
+    level: ClassVar[Level | None] = None
+    """For a store whose level is not that of its class."""
+    patience: ClassVar[float] = 10.0
+    """Seconds to wait for a store to see that a lease is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.new_event_loop()
+        self._folder = TemporaryDirectory(prefix="guard-agent-states-")
+        project = f"states-{uuid4().hex}"
+        self._context = make_context(
+            Path(self._folder.name).resolve() / "state",
+            instance="store",
+            destinations=DESTINATIONS,
+            project_id=project,
+            max_buffer_records=MAX_RECORDS,
+            max_buffer_bytes=MAX_BYTES,
+            max_batch_bytes=MAX_BYTES,
+        )
+        self._left: list[BufferStore] = []
+        self._stores: dict[str, BufferStore] = {}
+        self._begin()
+        first = self._open()
+        self._shared = (self.level or first.level) is not Level.MEMORY
+        self._stores = {OWNERS[0]: first, OWNERS[1]: self._open() if self._shared else first}
+
+    @abstractmethod
+    def make_store(self, context: PluginContext) -> BufferStore:
+        """
+        A new store that is not open.
+
+        Its bounds are those of ``context.config``. Stores made with the same context keep the same
+        records; ``context.config.project_id`` and ``context.state_dir`` are new for each run.
+        """
+        raise NotImplementedError
+
+    def teardown(self) -> None:
+        try:
+            for store in {*self._left, *self._stores.values()}:
+                self._run(store.close())
+            self._run(self._loop.shutdown_asyncgens())
+        finally:
+            self._loop.close()
+            self._folder.cleanup()
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._loop.run_until_complete(work)
+
+    def _open(self) -> BufferStore:
+        store = self.make_store(self._context)
+        self._left.append(store)
+        self._run(store.open())
+        return store
+
+    # --- the model --------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._numbers = 0
+        self._entries: list[Entry] = []
+        self._taken: list[Taken] = []
+        self._buried: dict[str, list[Record]] = {name: [] for name in DESTINATIONS}
+
+    def _fits(self, record: Record) -> bool:
+        used = sum(entry.size for entry in self._entries)
+        return len(self._entries) < MAX_RECORDS and used + len(record.payload) <= MAX_BYTES
+
+    def _append_one(self, record: Record, evict: bool, evicted: dict[str, int]) -> bool:
+        """Put a record into the model; returns whether the store takes it over."""
+        if not self._fits(record):
+            if not evict:
+                return False
+            before = list(self._entries)
+            while not self._fits(record):
+                candidates = [
+                    entry
+                    for entry in self._entries
+                    if not entry.is_leased and entry.record.priority <= record.priority
+                ]
+                if not candidates:
+                    self._entries = before
+                    for name in DESTINATIONS:
+                        evicted[name] = evicted.get(name, 0) + 1
+                    return True
+                self._entries.remove(
+                    min(candidates, key=lambda entry: (entry.record.priority, entry.number))
+                )
+            for victim in before:
+                if victim not in self._entries:
+                    for name in victim.held:
+                        evicted[name] = evicted.get(name, 0) + 1
+        self._numbers += 1
+        self._entries.append(Entry(self._numbers, record))
+        return True
+
+    def _ready(self, destination: str, max_records: int, max_bytes: int) -> list[Entry]:
+        """What the next lease has to hold."""
+        ready = [
+            entry
+            for entry in self._entries
+            if entry.held.get(destination, "") is None and destination not in entry.kept_back
+        ]
+        ready.sort(key=lambda entry: (-entry.record.priority, entry.number))
+        chosen: list[Entry] = []
+        size = 0
+        for entry in ready[:max_records]:
+            size += entry.size
+            if chosen and size > max_bytes:
+                break
+            chosen.append(entry)
+        return chosen
+
+    def _forget(self, entry: Entry, destination: str) -> None:
+        del entry.held[destination]
+        if not entry.held:
+            self._entries.remove(entry)
+
+    def _remember(self, owner: str, lease: Lease, entries: Iterable[Entry]) -> Taken:
+        taken = Taken(owner, lease, entries)
+        for entry in taken.entries.values():
+            entry.held[lease.destination] = lease.id
+        self._taken.append(taken)
+        return taken
+
+    def _some(self, data: st.DataObject) -> tuple[Taken, list[str]]:
+        """A lease of the past or present, and some of its ids, perhaps with repetitions."""
+        taken = data.draw(st.sampled_from(self._taken), label="lease")
+        ids = data.draw(st.lists(st.sampled_from(list(taken.entries)), max_size=8), label="ids")
+        return taken, ids
+
+    def _still_held(self, taken: Taken, ids: Iterable[str]) -> list[Entry]:
+        """Which of the entries the lease still holds, in the order of ``ids``."""
+        entries = [taken.entries[entry] for entry in dict.fromkeys(ids)]
+        return [e for e in entries if e.held.get(taken.lease.destination) == taken.lease.id]
+
+    # --- what can happen --------------------------------------------------------------------------
+
+    @rule(
+        owner=_owners,
+        wanted=st.lists(
+            st.tuples(st.sampled_from(Priority), st.sampled_from(SIZES)), min_size=1, max_size=5
+        ),
+        evict=st.booleans(),
+    )
+    def append(self, owner: str, wanted: list[tuple[Priority, int]], evict: bool) -> None:
+        records = [make_record(size=size, priority=priority) for priority, size in wanted]
+        stored = 0
+        evicted: dict[str, int] = {}
+        for record in records:
+            if not self._append_one(record, evict, evicted):
+                break
+            stored += 1
+
+        appended = self._run(self._stores[owner].append(records, evict=evict))
+
+        assert appended == Appended(stored, evicted)
+
+    @rule(
+        owner=_owners,
+        destination=_destinations,
+        max_records=st.integers(1, 4),
+        max_bytes=st.sampled_from((1, 8_200, MANY_BYTES)),
+    )
+    def lease(self, owner: str, destination: str, max_records: int, max_bytes: int) -> None:
+        expected = self._ready(destination, max_records, max_bytes)
+
+        lease = self._run(self._stores[owner].lease(destination, max_records, max_bytes, LONG))
+
+        if not expected:
+            assert lease is None
+            return
+        assert list(lease.entries.values()) == [entry.record for entry in expected]
+        assert lease.destination == destination
+        self._remember(owner, lease, expected)
+
+    @rule(destination=_destinations, max_records=st.integers(1, 3))
+    def both_lease_at_once(self, destination: str, max_records: int) -> None:
+        expected = self._ready(destination, 2 * max_records, MANY_BYTES)
+
+        async def both() -> list[Lease | None]:
+            return await asyncio.gather(
+                *(
+                    self._stores[owner].lease(destination, max_records, MANY_BYTES, LONG)
+                    for owner in OWNERS
+                )
+            )
+
+        leases = self._run(both())
+
+        by_id = {entry.record.id: entry for entry in expected}
+        got: list[str] = []
+        for owner, lease in zip(OWNERS, leases, strict=True):
+            if lease is not None:
+                ids = [record.id for record in lease.entries.values()]
+                got += ids
+                assert set(ids) <= set(by_id), "a lease holds what was not ready"
+                self._remember(owner, lease, [by_id[record_id] for record_id in ids])
+        assert sorted(got) == sorted(by_id), "two leases at once must share what is ready"
+
+    @rule(
+        owner=_owners,
+        waiting=_owners,
+        destination=_destinations,
+        max_records=st.integers(1, 4),
+        crash=st.booleans(),
+    )
+    def lease_and_let_it_expire(
+        self,
+        owner: str,
+        waiting: str,
+        destination: str,
+        max_records: int,
+        crash: bool,
+    ) -> None:
+        """The other owner, or a new instance of the same, gives back what nobody acknowledged."""
+        expected = self._ready(destination, max_records, MANY_BYTES)
+        lease = self._run(self._stores[owner].lease(destination, max_records, MANY_BYTES, SHORT))
+        assert (lease is None) == (not expected)
+        if lease is None:
+            return
+        taken = self._remember(owner, lease, expected)
+        if crash:
+            self.crash(owner)
+        if self._shared or not crash:
+            released = self._run(self._wait_for_expiry(self._stores[waiting], len(expected)))
+            assert released == len(expected)
+        for entry in taken.entries.values():
+            entry.held[destination] = None
+
+    async def _wait_for_expiry(self, store: BufferStore, expected: int) -> int:
+        released = 0
+        deadline = time.monotonic() + self.patience
+        while released < expected:
+            assert time.monotonic() < deadline, "an expired lease was never given back"
+            released += await store.release_expired()
+            await asyncio.sleep(SHORT / 4)
+        return released
+
+    @precondition(lambda self: self._taken)
+    @rule(data=st.data())
+    def ack(self, data: st.DataObject) -> None:
+        """Not fenced: it counts what is pending, whoever holds it now."""
+        taken, ids = self._some(data)
+        name = taken.lease.destination
+        pending = [
+            entry
+            for entry in (taken.entries[one] for one in dict.fromkeys(ids))
+            # An entry that was evicted is gone, whatever it says about itself.
+            if name in entry.held and entry in self._entries
+        ]
+        for entry in pending:
+            self._forget(entry, name)
+
+        assert self._run(self._stores[taken.owner].ack(taken.lease, ids)) == len(pending)
+
+    @precondition(lambda self: self._taken)
+    @rule(data=st.data(), delay=st.sampled_from((0.0, LONG)))
+    def release(self, data: st.DataObject, delay: float) -> None:
+        taken, ids = self._some(data)
+        held = self._still_held(taken, ids)
+        for entry in held:
+            entry.held[taken.lease.destination] = None
+            if delay:
+                entry.kept_back.add(taken.lease.destination)
+
+        released = self._run(self._stores[taken.owner].release(taken.lease, ids, delay))
+
+        assert released == len(held)
+
+    @precondition(
+        lambda self: (
+            self._taken and all(len(found) < MOST_BURIED for found in self._buried.values())
+        )
+    )
+    @rule(data=st.data())
+    def bury(self, data: st.DataObject) -> None:
+        taken, ids = self._some(data)
+        held = self._still_held(taken, ids)
+        for entry in held:
+            self._forget(entry, taken.lease.destination)
+            self._buried[taken.lease.destination].append(entry.record)
+
+        buried = self._run(self._stores[taken.owner].bury(taken.lease, ids, "refused"))
+
+        assert buried == len(held)
+
+    @rule(owner=_owners)
+    def nothing_else_expires(self, owner: str) -> None:
+        assert self._run(self._stores[owner].release_expired()) == 0
+
+    @rule(owner=_owners)
+    def crash(self, owner: str) -> None:
+        """What the owner had leased stays leased; nobody knows its leases any more."""
+        self._restart(owner)
+
+    @rule(owner=_owners)
+    def close_and_reopen(self, owner: str) -> None:
+        if self._shared:
+            self._run(self._stores[owner].close())
+        self._restart(owner)
+
+    def _restart(self, owner: str) -> None:
+        if self._shared:
+            self._taken = [taken for taken in self._taken if taken.owner != owner]
+            self._stores[owner] = self._open()
+        else:
+            self._begin()
+            self._stores = dict.fromkeys(OWNERS, self._open())
+
+    # --- what must always hold --------------------------------------------------------------------
+
+    @invariant()
+    def both_owners_see_the_same(self) -> None:
+        for store in {*self._stores.values()}:
+            stats = self._run(store.stats())
+            assert set(stats) == set(DESTINATIONS)
+            for name in DESTINATIONS:
+                pending = [entry for entry in self._entries if name in entry.held]
+                leased = sum(entry.held[name] is not None for entry in pending)
+                assert stats[name] == DestinationDepth(
+                    ready=len(pending) - leased,
+                    leased=leased,
+                    buried=len(self._buried[name]),
+                    bytes=sum(entry.size for entry in pending),
+                    oldest=pending[0].record.accepted_at if pending else None,
+                )
+
+    @invariant()
+    def dead_letters_are_kept_in_order(self) -> None:
+        for name in DESTINATIONS:
+            if self._buried[name]:
+                letters = self._run(self._stores[OWNERS[0]].dead_letters(name))
+                assert [letter.record for letter in letters] == self._buried[name]

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SWEEP = Path(__file__).with_name("kill_sweep.py")
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills what it forks")
+
+BROKEN = """
+import asyncio
+from guard_agent import Appended
+from guard_agent.plugins.disk import DiskStore
+
+class ConfirmsTooEarly(DiskStore):
+    async def append(self, records, *, evict):
+        self.task = asyncio.ensure_future(super().append(records, evict=evict))
+        return Appended(len(records))
+
+class ForgetsAcks(DiskStore):
+    async def ack(self, lease, ids):
+        forgotten = int(len(ids) > 20)
+        return await super().ack(lease, ids[forgotten:]) + forgotten
+
+class AcksTooMuch(DiskStore):
+    async def release(self, lease, ids, delay=0.0):
+        return await super().ack(lease, ids)
+"""
+
+
+def sweep(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(SWEEP), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_no_confirmed_record_is_lost_by_forty_kills():
+    """
+    FAULTS P01, the short form; the long one is the script itself.
+    """
+    done = sweep("--kills", "40")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kills                     40\n" in done.stdout
+    assert "confirmed and lost        0\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("store", "complaint"),
+    [
+        ("ConfirmsTooEarly", " for one"),
+        ("ForgetsAcks", "after its ack"),
+        ("AcksTooMuch", " for one"),
+    ],
+)
+def test_the_sweep_finds_a_store_that_breaks_its_promise(tmp_path, store, complaint):
+    (tmp_path / "broken.py").write_text(BROKEN)
+
+    done = sweep(
+        *("--kills", "12", "--no-strace", "--store", f"broken:{store}"), PYTHONPATH=str(tmp_path)
+    )
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert complaint in done.stdout, done.stdout + done.stderr
