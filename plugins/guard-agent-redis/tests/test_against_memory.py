@@ -13,7 +13,6 @@ import pytest
 from guard_agent import Priority
 from guard_agent.plugins.memory import MemorySettings, MemoryStore
 from guard_agent.testing.records import make_context, make_record
-from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
 from guard_agent_redis import RedisSettings, RedisStore
 
 SOON = 0.002
@@ -130,5 +129,5 @@ async def run(url, seed, steps):
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_every_step_has_the_result_it_has_in_memory(redis_server, seed):  # noqa: F811
+async def test_every_step_has_the_result_it_has_in_memory(redis_server, seed):
     await run(redis_server.url, seed, steps=60)
