@@ -99,6 +99,7 @@ class RedisServer:
             "appendonly": "yes" if append_only else "no",
             "appendfsync": "everysec",
             "daemonize": "no",
+            "repl-diskless-sync-delay": "0",
             "dir": str(self.folder),
             "logfile": str(self.folder / "server.log"),
             **(options or {}),

@@ -60,30 +60,14 @@ def _chunk(priority: int, row: list[bytes], body: list[bytes], sizes: list[int])
 
 
 def decode(priority: int, rows: bytes, bodies: bytes) -> Iterator[Record]:
-    """
-    The records of (a part of) an entry.
-
-    Raises:
-        ValueError: rows and bodies do not fit together, so somebody else wrote them.
-    """
+    """The records of an entry or a part of it, which the script has checked."""
     level = Priority(priority)
     end = 0
-    found: list[Record] = []
     for size, length, is_metric, accepted in _ROW.iter_unpack(rows):
         middle = end + length
         name = bodies[end:middle].decode(errors="replace")
         end = middle + size
-        kind = "metric" if is_metric else "event"
-        found.append(Record(name, kind, level, bodies[middle:end], accepted))  # type: ignore[arg-type]  # one of the two
-    if end != len(bodies):
-        msg = f"the rows speak of {end} bytes, there are {len(bodies)}"
-        raise ValueError(msg)
-    return iter(found)
-
-
-def sizes(rows: bytes) -> list[int]:
-    """Payload bytes of each record as the rows have them."""
-    return [row[0] for row in _ROW.iter_unpack(rows)]
+        yield Record(name, "metric" if is_metric else "event", level, bodies[middle:end], accepted)
 
 
 def encode_position(position: int, record: Record) -> bytes:

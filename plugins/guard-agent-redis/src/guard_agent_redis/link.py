@@ -47,7 +47,7 @@ class Link:
 
     def __init__(self, settings: RedisSettings) -> None:
         self._deadline = settings.deadline
-        self._client, self.where = _connect(settings)
+        self._client, self._sentinels, self.where = _connect(settings)
         self._slots = asyncio.Semaphore(CONNECTIONS)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._connected = False
@@ -61,9 +61,10 @@ class Link:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        with suppress(RedisError, OSError):
-            await self._client.aclose()
-            await self._client.connection_pool.disconnect()
+        for client in (self._client, *self._sentinels):
+            with suppress(RedisError, OSError):
+                await client.aclose()
+                await client.connection_pool.disconnect()
 
     @property
     def is_down(self) -> bool:
@@ -159,8 +160,12 @@ class Link:
             await self._client.connection_pool.disconnect(inuse_connections=False)
 
 
-def _connect(settings: RedisSettings) -> tuple[Any, str]:
-    """A `redis.asyncio.Redis` that has not connected yet, and a name of the server for messages."""
+def _connect(settings: RedisSettings) -> tuple[Any, list[Any], str]:
+    """
+    Clients that have not connected yet, and a name of the server for messages.
+
+    The first is for the server, a `redis.asyncio.Redis`; the others are for the sentinels.
+    """
     options: dict[str, Any] = dict(parse_url(settings.url.get_secret_value()))
     if settings.username is not None:
         options["username"] = settings.username
@@ -178,7 +183,7 @@ def _connect(settings: RedisSettings) -> tuple[Any, str]:
     if not settings.sentinels:
         place = options.get("path")
         place = place or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        return Redis(connection_pool=ConnectionPool(**options)), f"Redis at {place}"
+        return Redis(connection_pool=ConnectionPool(**options)), [], f"Redis at {place}"
 
     for name in ("host", "port", "path"):
         options.pop(name, None)
@@ -190,4 +195,5 @@ def _connect(settings: RedisSettings) -> tuple[Any, str]:
         [split_address(address) for address in settings.sentinels], sentinel_kwargs=own
     )
     service = settings.sentinel_service or ""
-    return sentinel.master_for(service, **options), f"Redis primary {service!r}"
+    client = sentinel.master_for(service, **options)
+    return client, sentinel.sentinels, f"Redis primary {service!r}"

@@ -137,6 +137,19 @@ local UNKNOWN = redis.error_reply('RESET the destination is not known to the sto
 
 -- --- entries -------------------------------------------------------------------------------------
 
+-- Where the records of an entry lie; false when its parts do not fit together.
+local function measure(entry)
+  entry.sizes, entry.ends = {}, {[0] = 0}
+  local position, size = 0, 0
+  for i = 1, entry.n do
+    local payload, id = struct.unpack('<I4I2', entry.h, (i - 1) * ROW + 1)
+    if payload == 0 then return false end
+    position, size = position + payload + id, size + payload
+    entry.sizes[i], entry.ends[i] = payload, position
+  end
+  return position == #entry.b and size == entry.s
+end
+
 -- The entry of a stream as a table; nil when it is not one of ours.
 local function parse(priority, item)
   local fields = {}
@@ -144,19 +157,9 @@ local function parse(priority, item)
   local n, s = tonumber(fields.n), tonumber(fields.s)
   local h, b = fields.h, fields.b
   if fields.v ~= VERSION or not n or not s or not h or not b then return nil end
-  if n < 1 or n > 65535 or n % 1 ~= 0 or #h ~= n * ROW or s < 0 or s > #b then return nil end
-  return {priority = priority, id = item[1], n = n, s = s, h = h, b = b}
-end
-
-local function measure(entry)
-  if entry.sizes then return end
-  entry.sizes, entry.ends = {}, {[0] = 0}
-  local position = 0
-  for i = 1, entry.n do
-    local payload, id = struct.unpack('<I4I2', entry.h, (i - 1) * ROW + 1)
-    position = position + payload + id
-    entry.sizes[i], entry.ends[i] = payload, position
-  end
+  if n < 1 or n > 65535 or n % 1 ~= 0 or #h ~= n * ROW then return nil end
+  local entry = {priority = priority, id = item[1], n = n, s = s, h = h, b = b}
+  return measure(entry) and entry or nil
 end
 
 -- Count what was added with a plain XADD. Whoever walks a stream does it, in order and before
@@ -274,6 +277,9 @@ end
 local function due(till) return string.format('%.0f', till - HORIZON) end
 
 local function flush(consumer)
+  if next(pending.sets) and not next(pending.acks) and not next(pending.claims) then
+    call('HDEL', META, '') -- changes nothing, but is a write that needs no memory: see above
+  end
   for name, parts in pairs(pending.acks) do
     for priority, ids in pairs(parts) do call_many({'XACK', stream(priority), name}, ids) end
   end
@@ -362,7 +368,6 @@ local function drop(gone)
           for _, name in ipairs(rest) do kept = kept or wanted[name][position] end
           left = left or kept
           if wanted[gone][position] and not kept then
-            measure(entry)
             add('freed:n', 1)
             add('freed:b', entry.sizes[position])
           end
@@ -545,7 +550,6 @@ function operations.append(evict, max_n, max_b, order, ...)
   end
 
   local function offer_entry(source, entry, views)
-    measure(entry)
     for position = 1, entry.n do
       local wanted, leased = false, false
       for _, name in ipairs(NAMES) do
@@ -736,7 +740,6 @@ function operations.lease(destination, consumer, lease, max_n, max_b, ttl)
 
   -- Take what is ready of an entry; returns whether something is left in it for later.
   local function take(entry, state)
-    measure(entry)
     local first, left, touched = nil, false, false
     local function close(last)
       if not first then return end

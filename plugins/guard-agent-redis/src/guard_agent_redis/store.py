@@ -55,7 +55,6 @@ from guard_agent import (
     Lease,
     Level,
     PluginContext,
-    Priority,
     Record,
 )
 from guard_agent_redis import codec
@@ -232,29 +231,20 @@ class RedisStore(BufferStore):
         self._check(destination)
         if max_records < 1:
             return None
-        while True:
-            name = f"{self._consumer}.{next(self._lease_numbers)}"
-            words: tuple[Word, ...] = (destination, self._consumer, name)
-            runs = await self._run(
-                "lease",
-                *words,
-                max_records,
-                max_bytes,
-                math.ceil(ttl * 1000),
-                undo=lambda reply, name=name: self._give_back(destination, name, reply),
-            )
-            if not runs:
-                return None
-            entries, junk = _decode(runs)
-            lease = Lease(name, destination, entries)
-            if junk:
-                await self.bury(Lease(name, destination, junk), list(junk), "cannot be decoded")
-            if entries:
-                return lease
+        name = f"{self._consumer}.{next(self._lease_numbers)}"
+        runs = await self._run(
+            "lease",
+            destination,
+            self._consumer,
+            name,
+            max_records,
+            max_bytes,
+            math.ceil(ttl * 1000),
+            undo=lambda reply: self._give_back(Lease(name, destination, _decode(reply))),
+        )
+        return Lease(name, destination, _decode(runs)) if runs else None
 
-    async def _give_back(self, destination: str, name: str, runs: list[Any]) -> None:
-        entries, junk = _decode(runs)
-        lease = Lease(name, destination, {**entries, **junk})
+    async def _give_back(self, lease: Lease) -> None:
         await self.release(lease, list(lease.entries))
 
     # --- what becomes of a lease ----------------------------------------------------------------
@@ -433,18 +423,12 @@ def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(flat[::2], flat[1::2], strict=True)
 
 
-def _decode(runs: list[Any]) -> tuple[dict[str, Record], dict[str, Record]]:
-    """The records of a lease by entry id, and placeholders for what cannot be decoded."""
+def _decode(runs: list[Any]) -> dict[str, Record]:
+    """The records of a lease by entry id, which is ``<priority>:<entry>:<position>``."""
     entries: dict[str, Record] = {}
-    junk: dict[str, Record] = {}
     for at in range(0, len(runs), 5):
         priority, entry, first, rows, bodies = runs[at : at + 5]
         key = f"{priority}:{entry.decode()}:"
-        try:
-            for position, record in enumerate(codec.decode(priority, rows, bodies), first):
-                entries[f"{key}{position}"] = record
-        except ValueError:
-            for position, size in enumerate(codec.sizes(rows), first):
-                payload = bodies[: min(size, 1024)].ljust(size)[:size]
-                junk[f"{key}{position}"] = Record(key, "event", Priority(priority), payload, 0.0)
-    return entries, junk
+        for position, record in enumerate(codec.decode(priority, rows, bodies), first):
+            entries[f"{key}{position}"] = record
+    return entries
