@@ -11,6 +11,7 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+import redis
 import trustme
 
 from guard_agent import DestinationDepth, Priority
@@ -554,7 +555,7 @@ async def test_sentinels_tell_where_the_primary_is_also_after_a_failover(kit):
                 await store.append(make_records(4), evict=True)
                 await kit.until(lambda: replicated(first, second))
 
-                sentinel.command("SENTINEL", "FAILOVER", "shop")
+                await kit.until(lambda: failover_begun(sentinel))
                 await kit.until(lambda: promoted(second))
                 first.kill()
 
@@ -568,6 +569,13 @@ async def test_sentinels_tell_where_the_primary_is_also_after_a_failover(kit):
 async def has_replica(sentinel):
     flat = sentinel.command("SENTINEL", "MASTER", "shop")
     return dict(zip(flat[::2], flat[1::2], strict=True))[b"num-slaves"] == b"1"
+
+
+async def failover_begun(sentinel):
+    try:
+        return sentinel.command("SENTINEL", "FAILOVER", "shop")
+    except redis.ResponseError:
+        return False  # the sentinel does not know the replica well enough yet
 
 
 async def promoted(server):

@@ -50,7 +50,8 @@ _CODES = (
     (exceptions.MovedError, "MOVED"),
     (exceptions.ClusterCrossSlotError, "CROSSSLOT"),
 )
-_FROM_SCRIPT = re.compile(r"-([A-Z]{3,})\b")  # how servers before 7.0 quote an error in a script
+# How servers before 7.0 quote the error of a command in a script.
+_FROM_SCRIPT = re.compile(r"user_script: ?\d+: -?([A-Z]{3,})\b")
 
 
 def code_of(error: BaseException) -> str:

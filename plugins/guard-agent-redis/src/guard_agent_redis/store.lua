@@ -89,14 +89,16 @@ local function put(field, value)
 end
 
 local function add(field, amount)
-  if amount ~= 0 then put(field, string.format('%.0f', number(field) + amount)) end
+  if amount ~= 0 then put(field, number(field) + amount) end
 end
 
 local function save(with)
   local flat = {}
   for field in pairs(changed) do
     flat[#flat + 1] = field
-    flat[#flat + 1] = meta[field]
+    local value = meta[field]
+    -- Lua's own way to write a number loses digits of a large one.
+    flat[#flat + 1] = type(value) == 'number' and string.format('%.0f', value) or value
   end
   for first = 1, #flat, STEP do
     (with or call)('HSET', META, unpack(flat, first, math.min(first + STEP - 1, #flat)))
@@ -310,8 +312,8 @@ local function keep_letters(destination, letters)
   while number(n) > MAX_DEAD or number(b) > MAX_DEAD_BYTES do
     local oldest = call('LPOP', key)
     if not oldest then
-      put(n, '0')
-      put(b, '0')
+      put(n, 0)
+      put(b, 0)
       return
     end
     add(n, -1)
@@ -427,9 +429,9 @@ function operations.open(stale_consumers, stale_destinations, ...)
     local old = meta
     meta, changed = {}, {}
     call('DEL', META)
-    put('epoch', string.format('%.0f', math.max(now, tonumber(old.epoch or 0) + 1)))
+    put('epoch', math.max(now, tonumber(old.epoch or 0) + 1))
     for name in pairs(known) do
-      put('destination:' .. name, old['destination:' .. name] or string.format('%.0f', now))
+      put('destination:' .. name, old['destination:' .. name] or now)
       call('DEL', states(name))
       for _, letter in ipairs(call('LRANGE', dead(name), 0, -1)) do
         add('dead:n:' .. name, 1)
@@ -440,8 +442,8 @@ function operations.open(stale_consumers, stale_destinations, ...)
     -- A destination that came later gets what comes from now on.
     absorb_all()
     for _, name in ipairs(new) do
-      put('done:n:' .. name, string.format('%.0f', number('appended:n')))
-      put('done:b:' .. name, string.format('%.0f', number('appended:b')))
+      put('done:n:' .. name, number('appended:n'))
+      put('done:b:' .. name, number('appended:b'))
       for priority = 0, 3 do
         local last = meta['counted:' .. priority] or ZERO
         set_mark('cursor', name, priority, last)
@@ -450,7 +452,7 @@ function operations.open(stale_consumers, stale_destinations, ...)
       end
     end
   end
-  for _, name in ipairs(mine) do put('destination:' .. name, string.format('%.0f', now)) end
+  for _, name in ipairs(mine) do put('destination:' .. name, now) end
 
   for name in pairs(known) do
     for priority = 0, 3 do
