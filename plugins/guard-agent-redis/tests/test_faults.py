@@ -9,6 +9,7 @@ import logging
 import ssl
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import redis
@@ -239,19 +240,18 @@ async def replicated(primary, replica):
     return info.get("master_link_status") == "up" and info["slave_repl_offset"] >= offset
 
 
-RIGHTS = (
-    *("~guard-agent:{*}:*", "-@all", "+info", "+config|get", "+script|load", "+evalsha", "+time"),
-    *("+xadd", "+xread", "+xrange", "+xdel", "+xgroup", "+xinfo"),
-    *("+xack", "+xclaim", "+xautoclaim", "+xpending"),
-    *("+hget", "+hmget", "+hgetall", "+hset", "+hdel", "+hexists"),
-    *("+rpush", "+lpop", "+lrange", "+exists", "+del"),
-)
-"""What the README tells to give to the user of the store."""
+README = Path(__file__).parents[1] / "README.md"
+
+
+def rights():
+    """What the README tells to give to the user of the store."""
+    _, _, text = README.read_text(encoding="utf-8").partition("ACL SETUSER agent on >password")
+    return text.partition("```")[0].split()
 
 
 async def test_a_user_with_the_rights_of_the_readme_can_do_everything(server, kit):
     """R15"""
-    server.command("ACL", "SETUSER", "agent", "on", ">geheim", "resetkeys", *RIGHTS)
+    server.command("ACL", "SETUSER", "agent", "on", ">geheim", "resetkeys", *rights())
     async with kit.opened(server.url, ("one", "two"), username="agent", password="geheim") as store:
         await store.append(make_records(1500), evict=True)
         await store.append([make_record(1)], evict=True)

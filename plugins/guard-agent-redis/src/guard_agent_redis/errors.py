@@ -32,7 +32,7 @@ _BY_CODE = {
     "LOADING": "the server is loading its data",
     "MASTERDOWN": "the server is a replica without its primary",
     "CLUSTERDOWN": "the cluster is down",
-    "MOVED": "the server belongs to a cluster and another node has the keys; set cluster = true",
+    "MOVED": "another node of the cluster has the keys of this project; name that one in url",
     "BUSY": "the server is busy with a script that does not end",
 }
 _DOWN = {"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MAXCLIENTS", "BUSY"}
