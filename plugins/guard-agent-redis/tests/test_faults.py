@@ -579,7 +579,10 @@ async def failover_begun(sentinel):
 
 
 async def promoted(server):
-    return server.command("INFO", "replication")["role"] == "master"
+    try:
+        return server.command("INFO", "replication")["role"] == "master"
+    except redis.ConnectionError:
+        return False  # a sentinel cuts the connections of whom it promotes
 
 
 @asynccontextmanager
