@@ -21,7 +21,7 @@ from guard_agent.testing.redis_server import RedisServer
 from guard_agent_redis import ServerDownError, StoreUnavailableError
 
 DEADLINE = 0.2
-SLACK = 0.3
+SLACK = 1.0
 CHANGE = int(Priority.CHANGE)
 
 
