@@ -154,7 +154,11 @@ def test_constraints_are_versions_of_names_and_nothing_else(root):
 
     assert pins
     assert [str(pin) for pin in pins if pin.url or pin.extras] == []
-    assert [str(pin) for pin in pins if not re.fullmatch(r"==[0-9.]+", str(pin.specifier))] == []
+    assert [
+        str(pin)
+        for pin in pins
+        if not re.fullmatch(r"==[0-9.]+(\.post[0-9]+)?", str(pin.specifier))
+    ] == []
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])

@@ -1,0 +1,434 @@
+"""
+The store ``redis``: records wait in Redis Streams, shared by all processes of a project.
+
+**Keys.** All begin with ``<prefix>:{<project>}:``; the braces put them into one slot of a cluster.
+
+``records:3`` … ``records:0``
+    A stream for each priority. An entry holds records of one append: a single one in a trickle,
+    up to 1,000 or 64 KiB in a burst. Each destination is a consumer group of each stream, each
+    process a consumer. Nothing trims a stream; an entry is deleted when every destination is done
+    with all its records.
+``state:<destination>``
+    What a destination still wants of the entries it has begun with: a hash from
+    ``<priority>:<entry>`` to runs of positions that are ready (perhaps not before some time) or
+    held by a lease until some time. A position in no run is settled. An entry without state is
+    untouched when it lies behind the mark ``seen``, otherwise done with.
+``dead:<destination>``
+    Dead letters, a bounded list.
+``meta``
+    The books, a hash: records and bytes ever appended, freed, and done with by each destination;
+    what is leased; marks in the streams from which a search has to begin.
+
+**Operations.** Each is one call of ``store.lua``, so it happens as a whole or not at all, and
+partial acknowledgements are exact. A lease claims whole entries for the consumer (``XCLAIM``, with
+a time of delivery from which ``XAUTOCLAIM`` tells by the server's clock when the lease is over) and
+notes in the state which records of them it holds. When the last record of an entry is settled, the
+entry is acknowledged and deleted together (``XACK``, ``XDEL``).
+
+**Bounds** are checked before an append. While the store is less than half full a process may add
+single entries with a plain ``XADD``, up to 1/128 of the bounds (one hundred-and-twenty-eighth)
+before it asks again, and others count them when they meet them. So a trickle costs about one
+command for a record, and the bounds can be exceeded by that share for each process at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import socket
+import struct
+import time
+from importlib.resources import files
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from urllib.parse import quote
+
+from redis.exceptions import RedisError
+
+from guard_agent import (
+    Appended,
+    BufferStore,
+    DeadLetter,
+    DestinationDepth,
+    Lease,
+    Level,
+    PluginContext,
+    Record,
+)
+from guard_agent_redis import codec
+from guard_agent_redis.errors import StoreUnavailableError, code_of, translate
+from guard_agent_redis.link import Link
+from guard_agent_redis.server import check_version, find_hazards
+from guard_agent_redis.settings import RedisSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+logger = logging.getLogger("guard_agent.redis")
+
+_SHARE = 128
+_ALLOWANCE_TIME = 10.0
+"""Seconds for which an allowance is good; the agent asks for statistics every 5."""
+_MAX_IDS = 1000
+_HOUR = 3600.0
+_STALE_CONSUMER = _HOUR
+_STALE_DESTINATION = 24 * _HOUR
+
+Word: TypeAlias = "str | bytes | int"
+
+
+class RedisStore(BufferStore):
+    """Keeps records in Redis or Valkey. See the module for the data model."""
+
+    name = "redis"
+    level: ClassVar[Level] = Level.JOURNAL
+    Settings = RedisSettings
+    settings: RedisSettings
+
+    def __init__(self, settings: RedisSettings, context: PluginContext) -> None:
+        super().__init__(settings, context)
+        config = context.config
+        self._max_records = settings.max_records or config.max_buffer_records
+        self._max_bytes = settings.max_bytes or config.max_buffer_bytes
+        project = quote(config.project_id or "default", safe=" !\"#$&'()*+,/:;<=>?@[\\]^`|~")
+        self._base = f"{settings.prefix}:{{{project}}}:"
+        self._names = context.destinations
+        self._link: Link | None = None
+        self._sha = ""
+        self._consumer = ""
+        self._lease_numbers = count(1)
+        self._opened_at = 0.0
+        # What may be added without asking: records, bytes, and until when.
+        self._allowance = (0, 0, 0.0)
+        self._junk = 0
+        self.resets = 0
+        """How often the store was found gone from the server, by `FLUSHALL` for example."""
+        self.hazards: tuple[str, ...] = ()
+        """What in the server's own settings can lose records, in words."""
+
+    # --- open and close -------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """
+        Connect, look whether the server is fit for the store, and prepare the store there.
+
+        Raises:
+            StoreUnavailableError: it is not, or nobody answers; in one line.
+        """
+        await self.close()
+        self._link = link = Link(self.settings)
+        self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            await check_version(link)
+            await self._prepare()
+            hazards = await find_hazards(link)
+        except BaseException:
+            await self.close()
+            raise
+        for hazard in set(hazards) - set(self.hazards):
+            logger.warning("records in Redis can be lost: %s", hazard)
+        self.hazards = hazards
+
+    async def close(self) -> None:
+        link, self._link = self._link, None
+        if link is None:
+            return
+        try:
+            if self._opened_at and not link.is_down:
+                await self._script(link, "leave", self._consumer)
+        except StoreUnavailableError as error:
+            # Others clean up after an hour what is left; all that counts is on the server.
+            logger.debug("could not leave the groups: %s", error)
+        finally:
+            self._opened_at = 0.0
+            await link.close()
+
+    async def _prepare(self) -> bool:
+        """Make what is missing on the server; returns whether the store had to be built anew."""
+        _, anew = await self._script(
+            self._connected(),
+            "open",
+            int(_STALE_CONSUMER * 1000),
+            int(_STALE_DESTINATION * 1000),
+            *self._names,
+        )
+        self._opened_at = time.monotonic()
+        self._allowance = (0, 0, 0.0)
+        return bool(anew)
+
+    # --- append ---------------------------------------------------------------------------------
+
+    async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
+        if not records or not self._names:
+            return Appended(len(records))
+        if len(records) <= codec.MAX_CHUNK_RECORDS:
+            return await self._append(records, evict)
+        stored, evicted = 0, dict[str, int]()
+        for start in range(0, len(records), codec.MAX_CHUNK_RECORDS):
+            part = records[start : start + codec.MAX_CHUNK_RECORDS]
+            appended = await self._append(part, evict)
+            stored += appended.stored
+            for name, amount in appended.evicted.items():
+                evicted[name] = evicted.get(name, 0) + amount
+            if appended.stored < len(part):
+                break
+        return Appended(stored, evicted)
+
+    async def _append(self, records: Sequence[Record], evict: bool) -> Appended:
+        chunks = codec.encode(records)
+        if len(chunks) == 1 and self._may_add(chunks[0]):
+            await self._connected().settled(self._add(chunks[0]), self._retract)
+            return Appended(len(records))
+        order = bytes([48 + record.priority for record in records])
+        words: list[Word] = [part for chunk in chunks for part in chunk]
+        stored, held, size, _, evicted = await self._run(
+            "append",
+            int(evict),
+            self._max_records,
+            self._max_bytes,
+            order,
+            *words,
+            undo=lambda reply: self._retract(reply[3]),
+        )
+        self._allow(held, size)
+        amounts = {name.decode(): amount for name, amount in _pairs(evicted)}
+        # Others may have destinations that we do not know.
+        return Appended(stored, {name: amounts[name] for name in self._names if name in amounts})
+
+    async def _add(self, chunk: codec.Chunk) -> list[Any]:
+        priority, amount, size, rows, bodies = chunk
+        fields = ("v", codec.VERSION, "n", amount, "s", size, "h", rows, "b", bodies)
+        entry = await self._command("XADD", f"{self._base}records:{priority}", "*", *fields)
+        return [priority, entry]
+
+    async def _retract(self, entries: list[Any]) -> None:
+        """Take back what was added, unless somebody has it already."""
+        for priority, entry in _pairs(entries):
+            await self._run("retract", priority, entry)
+
+    def _may_add(self, chunk: codec.Chunk) -> bool:
+        records, size, until = self._allowance
+        if chunk[1] > records or chunk[2] > size or time.monotonic() > until:
+            return False
+        self._allowance = (records - chunk[1], size - chunk[2], until)
+        return True
+
+    def _allow(self, held: int, size: int) -> None:
+        """Renew the allowance, now that we know what the store holds."""
+        if 2 * held < self._max_records and 2 * size < self._max_bytes:
+            until = time.monotonic() + _ALLOWANCE_TIME
+            self._allowance = (self._max_records // _SHARE, self._max_bytes // _SHARE, until)
+        else:
+            self._allowance = (0, 0, 0.0)
+
+    # --- lease ----------------------------------------------------------------------------------
+
+    async def lease(
+        self, destination: str, max_records: int, max_bytes: int, ttl: float
+    ) -> Lease | None:
+        self._check(destination)
+        if max_records < 1:
+            return None
+        name = f"{self._consumer}.{next(self._lease_numbers)}"
+        runs = await self._run(
+            "lease",
+            destination,
+            self._consumer,
+            name,
+            max_records,
+            max_bytes,
+            math.ceil(ttl * 1000),
+            undo=lambda reply: self._give_back(Lease(name, destination, _decode(reply))),
+        )
+        return Lease(name, destination, _decode(runs)) if runs else None
+
+    async def _give_back(self, lease: Lease) -> None:
+        await self.release(lease, list(lease.entries))
+
+    # --- what becomes of a lease ----------------------------------------------------------------
+
+    async def ack(self, lease: Lease, ids: Sequence[str]) -> int:
+        return await self._settle("ack", lease, ids)
+
+    async def release(self, lease: Lease, ids: Sequence[str], delay: float = 0.0) -> int:
+        return await self._settle("release", lease, ids, delay=delay)
+
+    async def bury(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
+        return await self._settle("bury", lease, ids, reason=reason)
+
+    async def _settle(
+        self,
+        mode: str,
+        lease: Lease,
+        ids: Sequence[str],
+        *,
+        delay: float = 0.0,
+        reason: str = "",
+    ) -> int:
+        self._check(lease.destination)
+        concerned = 0
+        for start in range(0, len(ids), _MAX_IDS):
+            # By entry: the rank of each record among the ids, and what the books need of it.
+            entries: dict[str, list[tuple[int, bytes]]] = {}
+            letters: list[bytes] = []
+            for name in ids[start : start + _MAX_IDS]:
+                record = lease.entries.get(name)
+                if record is None:
+                    continue
+                entry, _, position = name.rpartition(":")
+                place = codec.encode_position(int(position), record)
+                if mode == "bury":
+                    entries.setdefault(entry, []).append((len(letters), place))
+                    letters.append(codec.encode_letter(record, reason))
+                else:
+                    entries.setdefault(entry, []).append((0, place))
+            if not entries:
+                continue
+            words: list[Word] = []
+            for entry, places in entries.items():
+                words += (entry, b"".join([place for _, place in places]))
+            if letters:
+                ranks = [rank for places in entries.values() for rank, _ in places]
+                words.append(struct.pack(f"<{len(ranks)}H", *ranks))
+                words += [letters[rank] for rank in ranks]
+            concerned += await self._run(
+                "settle",
+                mode,
+                lease.destination,
+                lease.id,
+                max(math.ceil(delay * 1000), 0),
+                len(entries),
+                *words,
+            )
+        return concerned
+
+    async def release_expired(self) -> int:
+        if time.monotonic() - self._opened_at > _HOUR:
+            # Says that our destinations are still wanted, and clears away what nobody uses.
+            await self._prepare()
+        released: int = await self._run("expire", self._consumer)
+        return released
+
+    # --- looking --------------------------------------------------------------------------------
+
+    async def stats(self) -> dict[str, DestinationDepth]:
+        held, size, junk, *depths = await self._run("stats", *self._names)
+        self._allow(held, size)
+        if junk > self._junk:
+            logger.warning(
+                "%d entries in %srecords were not written by this store; they are buried",
+                junk - self._junk,
+                self._base,
+            )
+        self._junk = junk
+        return {
+            name: DestinationDepth(
+                ready=depths[at],
+                leased=depths[at + 1],
+                buried=depths[at + 2],
+                bytes=depths[at + 3],
+                oldest=float(depths[at + 4]) if depths[at + 4] else None,
+            )
+            for at, name in zip(range(0, len(depths), 5), self._names, strict=True)
+        }
+
+    async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
+        self._check(destination)
+        letters = []
+        for letter in await self._run("letters", destination):
+            try:
+                letters.append(codec.decode_letter(letter))
+            except (struct.error, ValueError):
+                logger.debug("a dead letter of %s is not one of ours", destination)
+        return tuple(letters)
+
+    # --- calling the script ---------------------------------------------------------------------
+
+    def _check(self, destination: str) -> None:
+        if destination not in self._names:
+            msg = (
+                f"this store has no destination {destination!r}; "
+                f"it was made for: {', '.join(self._names)}"
+            )
+            raise ValueError(msg)
+
+    def _connected(self) -> Link:
+        if self._link is None:
+            msg = "the store is not open"
+            raise StoreUnavailableError(msg)
+        return self._link
+
+    async def _run(self, operation: str, *words: Word, undo: Any = None) -> Any:
+        return await self._connected().settled(self._attempt(operation, *words), undo)
+
+    async def _attempt(self, operation: str, *words: Word) -> Any:
+        """Run an operation; when the store is gone from the server, build it anew and repeat."""
+        link = self._connected()
+        try:
+            return await self._script(link, operation, *words)
+        except _StoreGoneError:
+            if await self._prepare():
+                self.resets += 1
+                logger.warning(
+                    "the store was gone from Redis (%s): it is built anew, what it held is lost",
+                    self._base,
+                )
+        return await self._script(link, operation, *words)
+
+    async def _script(self, link: Link, operation: str, *words: Word) -> Any:
+        try:
+            return await self._evaluate(link, operation, words)
+        except RedisError as error:
+            if code_of(error) in ("RESET", "NOGROUP"):
+                raise _StoreGoneError(str(error)) from error
+            raise translate(error, link.where) from error
+
+    async def _evaluate(self, link: Link, operation: str, words: tuple[Word, ...]) -> Any:
+        arguments = (
+            1,
+            f"{self._base}meta",
+            operation,
+            self.settings.max_dead_letters,
+            self.settings.max_dead_letter_bytes,
+            *words,
+        )
+        if self._sha:
+            try:
+                return await link.call("EVALSHA", self._sha, *arguments)
+            except RedisError as error:
+                if code_of(error) != "NOSCRIPT":
+                    raise
+        self._sha = (await link.call("SCRIPT", "LOAD", _source())).decode()
+        return await link.call("EVALSHA", self._sha, *arguments)
+
+    async def _command(self, *words: Word) -> Any:
+        link = self._connected()
+        try:
+            return await link.call(*words)
+        except RedisError as error:
+            raise translate(error, link.where) from error
+
+
+class _StoreGoneError(StoreUnavailableError):
+    """The keys of the store are not on the server."""
+
+
+def _source() -> bytes:
+    return files("guard_agent_redis").joinpath("store.lua").read_bytes()
+
+
+def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _decode(runs: list[Any]) -> dict[str, Record]:
+    """The records of a lease by entry id, which is ``<priority>:<entry>:<position>``."""
+    entries: dict[str, Record] = {}
+    for at in range(0, len(runs), 5):
+        priority, entry, first, rows, bodies = runs[at : at + 5]
+        key = f"{priority}:{entry.decode()}:"
+        for position, record in enumerate(codec.decode(priority, rows, bodies), first):
+            entries[f"{key}{position}"] = record
+    return entries
