@@ -16,6 +16,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from guard_agent.core.agent import STOP_SLACK, Agent
+from guard_agent.core.errors import GuardAgentError
 
 if TYPE_CHECKING:
     from guard_agent.core.config import AgentConfig
@@ -88,7 +89,8 @@ class GuardAgentHandler:
 
     async def stop(self) -> None:
         """Deliver what can be delivered within ``stop_timeout`` and end. Idempotent."""
-        await _within(self._agent.stop(), self._agent.config.stop_timeout + STOP_SLACK)
+        future = self._agent.stop()
+        await self._wait(future, self._agent.config.stop_timeout + STOP_SLACK)
 
     async def close(self) -> None:
         """The same as `stop`."""
@@ -101,7 +103,7 @@ class GuardAgentHandler:
         Returns when it is delivered, or when the collector makes the agent wait, or after
         ``timeout`` seconds. Nothing is lost either way.
         """
-        await _within(self._agent.flush(), self._agent.config.timeout)
+        await self._wait(self._agent.flush(), self._agent.config.timeout)
 
     async def flush_to_store(self) -> bool:
         """
@@ -112,8 +114,7 @@ class GuardAgentHandler:
             store in memory, and when it took longer than ``timeout`` seconds.
         """
         future = self._agent.flush_to_store()
-        await _within(future, self._agent.config.timeout)
-        return _is_true(future)
+        return bool(await self._wait(future, self._agent.config.timeout))
 
     async def get_dynamic_rules(self) -> DynamicRules | None:
         """
@@ -124,7 +125,7 @@ class GuardAgentHandler:
         """
         rules = self._agent.rules()
         if rules is None:
-            await _within(self._agent.first_rules(), self._agent.config.timeout)
+            await self._wait(self._agent.first_rules(), self._agent.config.timeout)
             rules = self._agent.rules()
         return rules
 
@@ -134,8 +135,8 @@ class GuardAgentHandler:
 
     async def get_status(self) -> AgentStatus:
         """How the agent is; ``destinations`` has the books of each."""
-        await _within(self._agent.look(), _LOOK_TIMEOUT)
-        return self._agent.status()
+        status: AgentStatus | None = await self._wait(self._agent.look(), _LOOK_TIMEOUT)
+        return status or self._agent.status()
 
     def get_stats(self) -> dict[str, Any]:
         """Numbers, from memory."""
@@ -144,6 +145,9 @@ class GuardAgentHandler:
     async def initialize_redis(self, redis_handler: Any) -> None:
         """Learn of the Redis of the host application."""
         self._agent.note_redis(redis_handler)
+
+    async def _wait(self, future: Future[Any], timeout: float) -> Any:
+        return None if self._agent.in_own_thread else await _within(future, timeout)
 
 
 class SyncGuardAgentHandler:
@@ -183,7 +187,7 @@ class SyncGuardAgentHandler:
 
     def stop(self) -> None:
         """Deliver what can be delivered within ``stop_timeout`` and end. Idempotent."""
-        _result(self._agent.stop(), self._agent.config.stop_timeout + STOP_SLACK)
+        self._wait(self._agent.stop(), self._agent.config.stop_timeout + STOP_SLACK)
 
     def close(self) -> None:
         """The same as `stop`."""
@@ -191,13 +195,11 @@ class SyncGuardAgentHandler:
 
     def flush_buffer(self) -> None:
         """Send now what was taken so far; see `GuardAgentHandler.flush_buffer`."""
-        _result(self._agent.flush(), self._agent.config.timeout)
+        self._wait(self._agent.flush(), self._agent.config.timeout)
 
     def flush_to_store(self) -> bool:
         """Bring what was taken so far to the store; see `GuardAgentHandler.flush_to_store`."""
-        future = self._agent.flush_to_store()
-        _result(future, self._agent.config.timeout)
-        return _is_true(future)
+        return bool(self._wait(self._agent.flush_to_store(), self._agent.config.timeout))
 
     def get_dynamic_rules(self) -> DynamicRules | None:
         """The last good set of rules, or None. Answers from memory, never raises, never waits."""
@@ -209,8 +211,8 @@ class SyncGuardAgentHandler:
 
     def get_status(self) -> AgentStatus:
         """How the agent is; ``destinations`` has the books of each."""
-        _result(self._agent.look(), _LOOK_TIMEOUT)
-        return self._agent.status()
+        status: AgentStatus | None = self._wait(self._agent.look(), _LOOK_TIMEOUT)
+        return status or self._agent.status()
 
     def get_stats(self) -> dict[str, Any]:
         """Numbers, from memory."""
@@ -219,6 +221,9 @@ class SyncGuardAgentHandler:
     def initialize_redis(self, redis_handler: Any) -> None:
         """Learn of the Redis of the host application."""
         self._agent.note_redis(redis_handler)
+
+    def _wait(self, future: Future[Any], timeout: float) -> Any:
+        return None if self._agent.in_own_thread else _result(future, timeout)
 
 
 def guard_agent(config: AgentConfig | None = None) -> Any:
@@ -256,7 +261,10 @@ class _Process:
     """The one agent of the process, and its two faces."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # Reentrant: a log handler or a signal handler of the application may call `guard_agent`
+        # while it is running in the same thread.
+        self.lock = threading.RLock()
+        self.composing = False
         self.agent: Agent | None = None
         self.given: AgentConfig | None = None
         self.warned = False
@@ -281,13 +289,20 @@ def _agent_for(config: AgentConfig | None) -> Agent:
         if agent is not None and not agent.stopped:
             _warn_of_differences(config, given)
             return agent
+        if _process.composing:
+            msg = "guard_agent() was called by something that its own composition called"
+            raise GuardAgentError(msg)
         # Imported here, so that `import guard_agent` does not pay for what only a start needs.
         from guard_agent.core.composition import compose  # noqa: PLC0415
         from guard_agent.core.configfile import load_config, resolve  # noqa: PLC0415
 
         if agent is None and hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_forget)
-        agent = Agent(compose(load_config() if config is None else resolve(config)))
+        _process.composing = True
+        try:
+            agent = Agent(compose(load_config() if config is None else resolve(config)))
+        finally:
+            _process.composing = False
         _process.agent, _process.given, _process.warned = agent, config, False
         return agent
 
@@ -314,7 +329,8 @@ def _warn_of_differences(config: AgentConfig | None, given: AgentConfig | None) 
 
 def _forget() -> None:
     """In a forked child: another thread of the parent may have held the lock."""
-    _process.lock = threading.Lock()
+    _process.lock = threading.RLock()
+    _process.composing = False
 
 
 def _loop_runs_here() -> bool:
@@ -325,7 +341,7 @@ def _loop_runs_here() -> bool:
     return True
 
 
-async def _within(future: Future[Any], timeout: float) -> None:
+async def _within(future: Future[Any], timeout: float) -> Any:
     wrapped = asyncio.wrap_future(future)
     try:
         # Does not cancel what it waits for, so a cancellation here is always our caller's.
@@ -334,23 +350,18 @@ async def _within(future: Future[Any], timeout: float) -> None:
             logger.debug("the agent did not answer within %.1f s", timeout)
         elif not wrapped.cancelled() and (error := wrapped.exception()) is not None:
             logger.error("the agent failed", exc_info=error)
+        elif not wrapped.cancelled():
+            return wrapped.result()
     finally:
         wrapped.cancel()
+    return None
 
 
-def _is_true(future: Future[Any]) -> bool:
-    return (
-        future.done()
-        and not future.cancelled()
-        and future.exception() is None
-        and bool(future.result())
-    )
-
-
-def _result(future: Future[Any], timeout: float) -> None:
+def _result(future: Future[Any], timeout: float) -> Any:
     try:
-        future.result(timeout)
+        return future.result(timeout)
     except (FutureTimeoutError, CancelledError, asyncio.CancelledError):
         logger.debug("the agent did not answer within %.1f s", timeout)
     except Exception:
         logger.exception("the agent failed")
+    return None

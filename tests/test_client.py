@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 
@@ -13,6 +14,7 @@ from guard_agent import (
     AgentHandlerProtocol,
     BufferFullError,
     ConfigurationError,
+    GuardAgentError,
     GuardAgentHandler,
     SyncGuardAgentHandler,
     client,
@@ -307,3 +309,44 @@ async def test_an_application_stops_the_agent_that_its_middleware_made(config, c
     await stop_agent()
 
     assert len(collector.events) == 1
+
+
+def test_a_log_handler_that_records_does_not_deadlock(config, collector):
+    """Some of what the agent logs, it logs while it is being looked up."""
+
+    class Recording(logging.Handler):
+        def emit(self, record):
+            guard_agent().send_event(make_event(reason="from the log"))
+
+    handler = Recording()
+    settings = config()
+    agent = guard_agent(settings)
+    logging.getLogger("guard_agent").addHandler(handler)
+    try:
+        assert guard_agent(config(buffer_size=7)) is agent, "which is worth a warning"
+    finally:
+        logging.getLogger("guard_agent").removeHandler(handler)
+    agent.flush_buffer()
+
+    assert [event["reason"] for event in collector.events] == ["from the log"]
+
+
+def test_a_log_handler_that_asks_for_the_agent_before_there_is_one_gets_an_error(config):
+    errors = []
+
+    class Asking(logging.Handler):
+        def emit(self, record):
+            try:
+                guard_agent()
+            except GuardAgentError as error:
+                errors.append(error)
+
+    handler = Asking()
+    client._process.agent = None  # as in a process that has made none
+    logging.getLogger("guard_agent").addHandler(handler)
+    try:
+        guard_agent(config(enrichers=[], allow_unredacted=True))
+    finally:
+        logging.getLogger("guard_agent").removeHandler(handler)
+
+    assert errors

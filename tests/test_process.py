@@ -230,3 +230,47 @@ def test_a_home_that_cannot_be_written_stops_nothing(run, collector):
 
     assert reasons(collector) == ["homeless"]
     assert collector.requests[0].headers["x-agent-install-id"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_delivers_what_it_holds(run, collector, tmp_path, method):
+    """A forked one ends without running what is registered with `atexit`."""
+    (tmp_path / "job.py").write_text(
+        PREAMBLE + "def work(method):\n    agent.send_event(event(method))\n"
+    )
+    run(
+        f"""
+        import multiprocessing
+        from job import work
+        if __name__ == "__main__":
+            child = multiprocessing.get_context("{method}").Process(target=work, args=("{method}",))
+            child.start()
+            child.join(30)
+            assert child.exitcode == 0
+        """
+    )
+
+    assert reasons(collector) == [method]
+
+
+def test_a_process_without_free_file_descriptors_does_not_notice(start, collector):
+    process = start("""
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        files = []
+        try:
+            while True:
+                files.append(open(os.devnull))
+        except OSError:
+            pass
+        agent.send_event(event("without"))
+        for file in files:
+            file.close()
+        agent.flush_buffer()
+        agent.send_event(event("with"))
+        agent.stop()
+    """)
+    process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert reasons(collector) == ["with", "without"]

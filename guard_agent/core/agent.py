@@ -12,6 +12,7 @@ import asyncio
 import atexit
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -21,9 +22,10 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from guard_agent.core.calls import SafeStore
 from guard_agent.core.delivery import Destination
 from guard_agent.core.engine_link import update_rule_managers
-from guard_agent.core.errors import BufferFullError
+from guard_agent.core.errors import BufferFullError, GuardAgentError
 from guard_agent.core.gate import Gate, GateState
 from guard_agent.core.interfaces import DestinationDepth, Level, Record
 from guard_agent.core.lanes import Lanes
@@ -48,6 +50,10 @@ logger = logging.getLogger("guard_agent")
 STOP_SLACK = 0.1
 """Seconds on top of the time to stop before a thread that does not end is left behind."""
 _FIRST_RULES_TIMEOUT = 2.0
+_CALL_MARGIN = 1.25
+"""A call into a plugin may take this much of ``timeout``, which a plugin keeps by itself."""
+_STORE_LIMIT = 10.0
+_START_RETRY = 1.0
 
 
 class _Run:
@@ -56,7 +62,7 @@ class _Run:
     def __init__(self, plan: Plan, config: AgentConfig, on_error: Callable[..., None]) -> None:
         components = plan.build()
         names = tuple(transport.context.instance for transport in components.transports)
-        self.started_at = time.time()
+        self.started_at = time.monotonic()
         self.ledger = Ledger(names)
         self.pipeline = Pipeline(components.enrichers)
         self.ring = Ring(
@@ -68,8 +74,14 @@ class _Run:
             on_wake=self._wake,
         )
         self.gates: dict[str, Gate] = {}
-        self.lanes = Lanes(components.memory, components.durable)
         books_lock = asyncio.Lock()
+        call_limit = _CALL_MARGIN * config.timeout
+        store_limit = min(_STORE_LIMIT, call_limit)
+        durable = components.durable
+        self.lanes = Lanes(
+            SafeStore(components.memory, store_limit),
+            None if durable is None else SafeStore(durable, store_limit),
+        )
         self.destinations = {
             transport.context.instance: Destination(
                 transport,
@@ -79,6 +91,7 @@ class _Run:
                 max_records=config.max_batch_records,
                 max_bytes=config.max_batch_bytes,
                 books_lock=books_lock,
+                call_limit=call_limit,
                 urgent=partial(self._urgent, transport.context.instance, config),
                 on_error=on_error,
             )
@@ -94,9 +107,10 @@ class _Run:
             for source in components.rules
         ]
         self.stopped: Future[None] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._started = False
-        self._thread_failed = False
+        self.start_again_at: float | None = None
+        """When the thread could not be started: the monotonic time of the next attempt."""
         self._eager_rules = config.project_id is not None
         self.worker = Worker(
             ring=self.ring,
@@ -143,18 +157,38 @@ class _Run:
 
     def _start_once(self) -> None:
         with self._lock:
-            if self._started or self._thread_failed:
+            # A start that comes behind a stop would leave a thread that nobody ends.
+            if self._started or self.stopped is not None:
                 return
+            first = self.start_again_at is None
+            self.start_again_at = time.monotonic() + _START_RETRY
             try:
                 self.worker.start()
-            except RuntimeError as error:
-                # No threads here, or the interpreter is ending. Said once; records stay bounded.
-                self._thread_failed = True
-                logger.error("guard-agent cannot start its thread, nothing is sent: %s", error)  # noqa: TRY400
+            except (RuntimeError, OSError) as error:
+                # No threads or files here, or the interpreter is ending. Said once; records stay
+                # bounded.
+                if first:
+                    logger.warning("guard-agent cannot start its thread yet: %s", error)
                 return
             self._started = True
+            self.start_again_at = None
+        _watch_multiprocessing()
         if self._eager_rules:
             self.worker.want_rules()
+
+    def stop(self, limit: float) -> Future[None]:
+        """Close the ring, end the thread if there is one; the same future for everybody."""
+        self.ring.close(DropReason.STOPPED)
+        with self._lock:
+            if self.stopped is not None:
+                return self.stopped
+            if self._started:
+                self.stopped = self.worker.stop(limit)
+                return self.stopped
+            self.stopped = Future()
+        self.ring.abandon(DropReason.SHUTDOWN)
+        self.stopped.set_result(None)
+        return self.stopped
 
     def _wake(self) -> None:
         if self.ensure_started():
@@ -199,7 +233,7 @@ class _Run:
         return AgentStatus(
             timestamp=datetime.now(timezone.utc),
             status=verdict,
-            uptime=time.time() - self.started_at,
+            uptime=time.monotonic() - self.started_at,
             events_sent=next(iter(self.ledger.destinations.values())).delivered_events,
             events_failed=sum(first.dropped.values()) + first.buried,
             buffer_size=max(balance.pending for balance in balances.values()),
@@ -224,7 +258,7 @@ class _Run:
             "buried": balance.buried,
             "pending": balance.pending,
             "pending_bytes": depth.bytes + self.ring.bytes,
-            "oldest_seconds": round(time.time() - min(oldest), 3) if oldest else None,
+            "oldest_seconds": round(max(time.time() - min(oldest), 0.0), 3) if oldest else None,
             "requests": books.requests,
             "failures": books.failures,
             "breaker": destination.gate.state.value,
@@ -242,7 +276,9 @@ class Agent:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.config = plan.config
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler or a finalizer may come back here in the same thread.
+        self._lock = threading.RLock()
+        self._building = False
         self._run: _Run | None = None
         self._redis_noted = False
         self._error_callback_failed = False
@@ -264,7 +300,11 @@ class Agent:
         Raises:
             BufferFullError: there is no room and the policy is ``raise``.
         """
-        run = self._run or self._current()
+        run = self._run
+        if run is None:
+            if getattr(inside, "agent", False):
+                return None  # caused by building the very run that would count it
+            run = self._current()
         if getattr(inside, "agent", False):
             run.ring.drop(DropReason.INTERNAL)
             return None
@@ -277,6 +317,8 @@ class Agent:
             run.ring.drop(record)
             return None
         if run.ring.put(record, evict=self._evict):
+            if run.start_again_at is not None and time.monotonic() >= run.start_again_at:
+                run.ensure_started()
             return None
         if self.config.buffer_overflow_policy == "block":
             return record
@@ -302,15 +344,19 @@ class Agent:
         run = self._current()
         deadline = time.monotonic() + self.config.block_timeout
         loop = asyncio.get_running_loop()
-        while not run.ring.put(record, evict=False):
-            if (left := deadline - time.monotonic()) <= 0:
-                run.ring.drop(DropReason.OVERFLOW)
-                return
-            room = asyncio.Event()
-            run.ring.call_when_room(partial(loop.call_soon_threadsafe, room.set))
-            # A wake-up between `put` and here is missed at worst: the wait is bounded.
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(room.wait(), min(left, 0.05))
+        try:
+            while not run.ring.put(record, evict=False):
+                if (left := deadline - time.monotonic()) <= 0:
+                    run.ring.drop(DropReason.OVERFLOW)
+                    return
+                room = asyncio.Event()
+                run.ring.call_when_room(partial(loop.call_soon_threadsafe, room.set))
+                # A wake-up between `put` and here is missed at worst: the wait is bounded.
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(room.wait(), min(left, 0.05))
+        except asyncio.CancelledError:
+            run.ring.drop(DropReason.OVERFLOW)
+            raise
 
     # --- lifecycle --------------------------------------------------------------------------------
 
@@ -327,18 +373,16 @@ class Agent:
 
         Idempotent; the same future for everybody. What is recorded from now on is dropped.
         """
-        run = self._current()
         with self._lock:
-            if run.stopped is None:
-                run.ring.close(DropReason.STOPPED)
-                if run.started:
-                    limit = self.config.stop_timeout if timeout is None else timeout
-                    run.stopped = run.worker.stop(limit)
-                else:
-                    run.ring.abandon(DropReason.SHUTDOWN)
-                    run.stopped = Future()
-                    run.stopped.set_result(None)
-            return run.stopped
+            if self._building:  # a signal handler, in the thread that builds: nothing runs yet
+                return _done(None)
+        return self._current().stop(self.config.stop_timeout if timeout is None else timeout)
+
+    @property
+    def in_own_thread(self) -> bool:
+        """Whether a plugin or callback asks, for whom waiting would be waiting for itself."""
+        run = self._run
+        return run is not None and run.worker.is_current_thread
 
     @property
     def running(self) -> bool:
@@ -354,7 +398,7 @@ class Agent:
     def flush(self) -> Future[Any]:
         """Store and send what was taken so far; see `Worker.flush`."""
         run = self._current()
-        if not run.started:
+        if not run.started and not (len(run.ring) and run.ensure_started()):
             return _done(None)
         return run.worker.submit(run.worker.flush)
 
@@ -382,11 +426,16 @@ class Agent:
         return run.worker.submit(lambda: run.worker.first_rules(_FIRST_RULES_TIMEOUT))
 
     def look(self) -> Future[Any]:
-        """Done with fresh depths of the store; for `status` and `balances`."""
+        """Done with a status in which all books agree; None when the agent does not run."""
         run = self._current()
         if not run.started or run.stopped is not None:
-            return _done(run.worker.depths)
-        return run.worker.submit(run.worker.look)
+            return _done(None)
+
+        async def look() -> AgentStatus:
+            # In the agent's thread, where nothing moves between the look and the sum.
+            return run.status(await run.worker.look())
+
+        return run.worker.submit(look)
 
     def status(self) -> AgentStatus:
         """How the agent is, as of the last look at the store."""
@@ -465,8 +514,15 @@ class Agent:
         if run is not None:
             return run
         with self._lock:
+            if self._building:
+                msg = "the agent was called by something that building it called"
+                raise GuardAgentError(msg)
             if self._run is None:
-                self._run = _Run(self.plan, self.config, self._report_error)
+                self._building = inside.agent = True
+                try:
+                    self._run = _Run(self.plan, self.config, self._report_error)
+                finally:
+                    self._building = inside.agent = False
             return self._run
 
     def _report_error(self, stage: str, error: BaseException, context: dict[str, Any]) -> None:
@@ -486,13 +542,15 @@ class Agent:
         if self._run is not None:
             _inherited.append(self._run)
         self._run = None
-        self._lock = threading.Lock()
+        self._building = False
+        self._lock = threading.RLock()
 
-    def _at_exit(self) -> None:
+    def _at_exit(self) -> Callable[[], None] | None:
+        """Begin to stop; returns what waits for it."""
         run = self._run
-        if run is not None and run.started:
-            ended = self.stop()
-            _wait(ended, self.config.stop_timeout + STOP_SLACK)
+        if run is None or not run.started:
+            return None
+        return partial(_wait, self.stop(), self.config.stop_timeout + STOP_SLACK)
 
 
 _agents: weakref.WeakSet[Agent] = weakref.WeakSet()
@@ -515,8 +573,19 @@ def _register_hooks() -> None:
 
 
 def _stop_all() -> None:
-    for agent in list(_agents):
-        agent._at_exit()  # noqa: SLF001 - the process hook of this class
+    # All at once: the time to stop is that of the process.
+    for wait in [agent._at_exit() for agent in list(_agents)]:  # noqa: SLF001 - hook of this class
+        if wait is not None:
+            wait()
+
+
+def _watch_multiprocessing() -> None:
+    """A forked child of `multiprocessing` ends without running what `atexit` knows."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize  # noqa: PLC0415 - it is loaded there
+
+        Finalize(None, _stop_all, exitpriority=10)
 
 
 def _forget_all() -> None:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+from guard_agent.core.calls import Calls, finish
 from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
 from guard_agent.core.gate import GateState
 from guard_agent.core.interfaces import (
@@ -26,8 +29,9 @@ from guard_agent.core.interfaces import (
 from guard_agent.core.logs import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    from guard_agent.core.calls import Call
     from guard_agent.core.gate import Gate
     from guard_agent.core.interfaces import (
         BufferStore,
@@ -42,10 +46,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("guard_agent.delivery")
 
 LEASE_TTL = 60.0
+"""Seconds a lease lasts at least; longer when the calls into the transport may take longer."""
+CALL_LIMIT = 30.0
 MAX_EXTRA_REQUESTS = 40
 """Requests that splitting one lease may cost; what is left then waits for the next attempt."""
 REJECTED_ALONE = 8
-"""Records refused one by one, none accepted: the fault is not in the records."""
+"""
+Records refused one by one in a row, none accepted between: the fault is not in the records. From
+then on one is given up per probe, so that nothing is stuck for ever and little is lost until a
+person looks.
+"""
 
 Chunk = list[tuple[str, "Record"]]
 
@@ -68,6 +78,7 @@ class Destination:
         max_records: int,
         max_bytes: int,
         books_lock: asyncio.Lock,
+        call_limit: float = CALL_LIMIT,
         urgent: Callable[[], bool] = lambda: False,
         on_error: Callable[[str, BaseException, dict[str, object]], None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
@@ -83,12 +94,13 @@ class Destination:
         self._urgent = urgent
         self._on_error = on_error
         self._clock = clock
+        self._calls = Calls(call_limit)
+        self._lease_ttl = max(LEASE_TTL, 2 * call_limit)
         self._opened = False
         self._in_use = asyncio.Lock()
         self._defect_logged = False
-        self._extra_requests = 0
         self._rejected_alone = 0
-        self._accepted_some = False
+        self._told: set[GateState] = set()
 
     async def attempt(self) -> float | None:
         """
@@ -111,7 +123,7 @@ class Destination:
             return await self._deliver(lease, open_ids)
         finally:
             if open_ids:
-                await self._give_back(lease, open_ids)
+                await finish(self._give_back(lease, open_ids))
 
     async def report(self, status: AgentStatus) -> bool:
         """Hand over a status report if the collector may be asked now; never waits for it."""
@@ -119,7 +131,7 @@ class Destination:
             return False
         if self.gate.acquire(self._clock()) > 0:
             return False
-        result = await self._guarded(self.transport.report(status))
+        result = await self._guarded(self.transport.report, status)
         if isinstance(result, Accepted):
             self.gate.succeeded()
             return True
@@ -140,7 +152,7 @@ class Destination:
         try:
             async with self._in_use:
                 if not self._opened:
-                    await self.transport.open()
+                    await self._calls(self.transport.open)
                     self._opened = True
         except Exception as error:
             logger.debug("the transport %r could not open", self.name, exc_info=True)
@@ -156,14 +168,11 @@ class Destination:
             self.name,
             self.gate.limit(self._max_records),
             min(self._max_bytes, limit) if limit is not None else self._max_bytes,
-            LEASE_TTL,
+            self._lease_ttl,
         )
 
     async def _deliver(self, lease: Lease, open_ids: dict[str, Record]) -> float | None:
         """Send everything of the lease, split as the answers ask for."""
-        self._extra_requests = 0
-        self._rejected_alone = 0
-        self._accepted_some = False
         chunks = _by_kind(lease.entries)
         planned = len(chunks)
         sent = 0
@@ -182,19 +191,20 @@ class Destination:
             if isinstance(result, (Retry, Paused)):
                 return self._failed(result)
             await self._settle(lease, open_ids, chunk, chunks, result)
-            if self._rejected_alone >= REJECTED_ALONE and not self._accepted_some:
+            if self._rejected_alone >= REJECTED_ALONE and _is_lone_reject(chunk, result):
                 return self._failed(Paused("every record is refused, not just a single one"))
         return 0.0
 
     async def _send(self, batch: Batch) -> SendResult:
         self.books.requests += 1
-        return await self._guarded(self.transport.send(batch))
+        return await self._guarded(self.transport.send, batch)
 
-    async def _guarded(self, call: Awaitable[SendResult]) -> SendResult:
+    async def _guarded(self, function: Call, argument: object) -> SendResult:
+        """Call the transport; whatever it does, a sound result comes back."""
         finished = False
         try:
             async with self._in_use:
-                result: object = await call
+                result: object = await self._calls(function, argument)
             finished = True
         except Exception as error:
             finished = True
@@ -205,14 +215,16 @@ class Destination:
         finally:
             if not finished:
                 self.gate.cancelled()
-        if isinstance(result, (Accepted, Partial, Retry, Reject, TooLarge, Paused)):
+        if _is_sound(result):
             return result
         if not self._defect_logged:
             self._defect_logged = True
             logger.error(
                 "the transport %r returned %s instead of a SendResult; handled like Retry",
                 self.name,
-                type(result).__name__,
+                one_line(repr(result))
+                if isinstance(result, (Partial, Retry, TooLarge))
+                else type(result).__name__,
             )
         return Retry("the transport returned no SendResult")
 
@@ -226,30 +238,37 @@ class Destination:
     ) -> None:
         """Do with ``chunk`` what a collector that answered asks for."""
         if isinstance(result, Accepted):
-            await self._ack(lease, open_ids, chunk)
+            # First of all: when the store fails now, the collector is well all the same.
+            news = self.gate.succeeded()
+            await self._ack(lease, open_ids, chunk, news=news)
         elif isinstance(result, Partial):
             await self._settle_partial(lease, open_ids, chunk, result)
         elif isinstance(result, (Reject, TooLarge)):
-            self.gate.answered()
+            lone = _is_lone_reject(chunk, result)
+            if not lone or self._rejected_alone + 1 < REJECTED_ALONE:
+                self.gate.answered()
             if len(chunk) > 1:
                 chunks.extend(_halves(chunk, by_bytes=isinstance(result, TooLarge)))
                 if isinstance(result, TooLarge):
                     self._shrink(chunk, result)
             else:
-                self._rejected_alone += isinstance(result, Reject)
+                self._rejected_alone += lone
                 await self._bury(lease, open_ids, chunk, _reason(result), _error(result))
 
     async def _settle_partial(
         self, lease: Lease, open_ids: dict[str, Record], chunk: Chunk, result: Partial
     ) -> None:
-        self.gate.answered()
         keep = result.retry - result.rejected.keys()
         accepted = [
             entry
             for position, entry in enumerate(chunk)
             if position not in result.rejected and position not in keep
         ]
-        await self._ack(lease, open_ids, accepted)
+        if accepted:
+            news = self.gate.succeeded()
+            await self._ack(lease, open_ids, accepted, news=news)
+        else:
+            self.gate.answered()
         for position, reason in result.rejected.items():
             if 0 <= position < len(chunk):
                 await self._bury(
@@ -265,20 +284,24 @@ class Destination:
 
     # --- store and books together -----------------------------------------------------------------
 
-    async def _ack(self, lease: Lease, open_ids: dict[str, Record], chunk: Chunk) -> None:
-        if not chunk:
-            return
-        self._accepted_some = True
-        async with self._books_lock:
-            count = await self._store.ack(lease, [entry for entry, _ in chunk])
-            self.books.delivered += count
-            if chunk[0][1].kind == "event":
-                self.books.delivered_events += count
+    async def _ack(
+        self, lease: Lease, open_ids: dict[str, Record], chunk: Chunk, *, news: bool
+    ) -> None:
+        async def book() -> None:
+            async with self._books_lock:
+                count = await self._store.ack(lease, [entry for entry, _ in chunk])
+                self.books.delivered += count
+                if chunk[0][1].kind == "event":
+                    self.books.delivered_events += count
+            _forget(open_ids, chunk)
+
+        self._rejected_alone = 0
+        await finish(book())
         first = self.books.last_success is None
         self.books.last_success = time.time()
         self.books.last_error = None
-        _forget(open_ids, chunk)
-        if self.gate.succeeded() and not first:
+        self._told.clear()
+        if news and not first:
             logger.warning("delivery to %s works again", self.name)
         elif first:
             logger.info("delivery to %s works", self.name)
@@ -292,9 +315,15 @@ class Destination:
         error: PermanentClientError,
     ) -> None:
         clean = one_line(reason)
-        async with self._books_lock:
-            self.books.buried += await self._store.bury(lease, [entry for entry, _ in chunk], clean)
-        _forget(open_ids, chunk)
+
+        async def book() -> None:
+            async with self._books_lock:
+                self.books.buried += await self._store.bury(
+                    lease, [entry for entry, _ in chunk], clean
+                )
+            _forget(open_ids, chunk)
+
+        await finish(book())
         self.books.last_error = clean
         if self.books.buried == 1:
             logger.warning("%s refused a record for good, it is buried: %s", self.name, clean)
@@ -308,27 +337,29 @@ class Destination:
             logger.debug("the store could not release a lease", exc_info=True)
 
     def _failed(self, result: Retry | Paused) -> float:
-        before = self.gate.state
         delay = self.gate.failed(result, self._clock())
         reason = one_line(result.reason)
         self.books.failures += 1
         self.books.last_error = reason
-        # Once per change of state, not once per attempt: an agent must not flood its host's logs
-        # because the collector is down.
-        changed = self.gate.state is not before and before is not GateState.HALF_OPEN
-        if changed and self.gate.state is GateState.PAUSED:
+        # Once per state until something is delivered again, not once per attempt: an agent must
+        # not flood its host's logs because the collector is down, or answers now this, now that.
+        state = self.gate.state
+        if state in self._told:
+            pass
+        elif state is GateState.PAUSED:
             logger.warning("delivery to %s pauses, records are kept: %s", self.name, reason)
-        elif changed and self.gate.state is GateState.OPEN:
+        elif state is GateState.OPEN:
             logger.warning(
                 "delivery to %s keeps failing, resting %.0f s, records are kept: %s",
                 self.name,
                 delay,
                 reason,
             )
-        elif self.gate.failures == 1 and self.gate.state is GateState.CLOSED:
+        elif state is GateState.CLOSED:
             logger.warning(
                 "delivery to %s failed, next attempt in %.1f s: %s", self.name, delay, reason
             )
+        self._told.add(state)
         self._on_error("transport_send", DeliveryError(reason), {"destination": self.name})
         return delay
 
@@ -362,6 +393,31 @@ def _size(chunk: Chunk) -> int:
 def _forget(open_ids: dict[str, Record], chunk: Chunk) -> None:
     for entry, _ in chunk:
         open_ids.pop(entry, None)
+
+
+def _is_lone_reject(chunk: Chunk, result: SendResult) -> bool:
+    return len(chunk) == 1 and isinstance(result, Reject)
+
+
+def _is_sound(result: object) -> TypeGuard[SendResult]:
+    """Whether it is a `SendResult` all through: plugins are not type checked when they run."""
+    if isinstance(result, Partial):
+        rejected: Any = result.rejected
+        retry: Any = result.retry
+        return (
+            isinstance(rejected, Mapping)
+            and isinstance(retry, AbstractSet)
+            and all(isinstance(position, int) for position in {*rejected, *retry})
+        )
+    if isinstance(result, Retry):
+        return result.after is None or _is_number(result.after)
+    if isinstance(result, TooLarge):
+        return result.limit is None or _is_number(result.limit)
+    return isinstance(result, (Accepted, Reject, Paused))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _reason(result: Reject | TooLarge) -> str:

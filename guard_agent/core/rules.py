@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import ValidationError
 
+from guard_agent.core.calls import Calls
 from guard_agent.core.gate import Gate
 from guard_agent.core.interfaces import Paused, Retry, RuleSet, RuleSource, Unchanged
 from guard_agent.core.logs import one_line
@@ -206,6 +207,7 @@ class RuleKeeper:
         self._now = now
         self._rules: DynamicRules | None = None
         self._validator: str | None = None
+        self._calls = Calls(1.25 * config.timeout)
         self._opened = False
         self._defect_logged = False
         self._refusals = 0
@@ -274,9 +276,9 @@ class RuleKeeper:
         finished = False
         try:
             if not self._opened:
-                await self.source.open()
+                await self._calls(self.source.open)
                 self._opened = True
-            result: object = await self.source.fetch(self._validator)
+            result: object = await self._calls(self.source.fetch, self._validator)
             finished = True
         except (Exception, SystemExit) as error:
             # Plugin meets core: contract of RuleSource.

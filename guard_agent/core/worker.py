@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from guard_agent.core.calls import Calls, finish
 from guard_agent.core.interfaces import DestinationDepth, Level
 from guard_agent.core.ledger import DropReason
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from guard_agent.core.delivery import Destination
-    from guard_agent.core.interfaces import Record
     from guard_agent.core.lanes import Lanes
     from guard_agent.core.ledger import Ledger
     from guard_agent.core.models import AgentStatus
@@ -41,6 +41,7 @@ _CHUNK = 1_000
 _STORE_BACKOFF_MAX = 30.0
 _STORE_RETRY = 1.0
 _EXPIRY_INTERVAL = 5.0
+_RESTART_MAX = 60.0
 _CLOSE_SHARE = 0.25
 """Share of the time to stop that is kept for closing what is open."""
 
@@ -87,7 +88,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._finishing = asyncio.Event()
         self._store_open = False
-        self._store_failing = False
+        self._store_failing: set[str] = set()
         self._moving = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._stop_at = 0.0
@@ -96,6 +97,8 @@ class Worker:
         self._report_ok: bool | None = None
         self._ended: Future[None] = Future()
         self._ended.set_running_or_notify_cancel()  # whoever waits for it cannot cancel it
+        self._submitted: set[Future[Any]] = set()
+        self._work: set[asyncio.Future[Any]] = set()
         self.depths: Mapping[str, DestinationDepth] = {
             name: DestinationDepth() for name in self._destinations
         }
@@ -109,12 +112,13 @@ class Worker:
 
         Raises:
             RuntimeError: there can be no further thread.
+            OSError: there can be no further file, which an event loop needs.
         """
         # Of our own kind, whatever loop policy the host application has set.
         self._loop = loop = asyncio.SelectorEventLoop()
         try:
             self._thread.start()
-        except RuntimeError:
+        except BaseException:
             self._loop = None
             loop.close()
             raise
@@ -122,6 +126,11 @@ class Worker:
     @property
     def running(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether the caller runs in the agent's thread, and so must not wait for it."""
+        return threading.current_thread() is self._thread
 
     @property
     def level(self) -> Level:
@@ -144,12 +153,17 @@ class Worker:
     def submit(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Future[Any]:
         """Run a coroutine on the agent's loop; the future is cancelled when the agent has ended."""
         future: Future[Any] = Future()
+        self._submitted.add(future)
+        future.add_done_callback(self._submitted.discard)
 
         def begin() -> None:
             task = asyncio.ensure_future(work())
+            self._work.add(task)
+            task.add_done_callback(self._work.discard)
             task.add_done_callback(lambda done: _copy(done, future))
 
-        if not self._call(begin):
+        # The second look is for an end between the call and here, which would leave it waiting.
+        if not self._call(begin) or self._ended.done():
             future.cancel()
         return future
 
@@ -201,6 +215,8 @@ class Worker:
         if self._keepers:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._rules_answered.wait(), timeout)
+            # Whoever asks from now on gets what there is: only the first call waits.
+            self._rules_answered.set()
 
     async def look(self) -> Mapping[str, DestinationDepth]:
         """Fresh depths of the store, at a moment when all books agree."""
@@ -221,11 +237,18 @@ class Worker:
         except BaseException:
             logger.exception("the agent's thread failed")
         finally:
-            with suppress(Exception):
+            try:
+                if left := asyncio.all_tasks(loop):
+                    loop.run_until_complete(self._end(list(left)))
                 loop.run_until_complete(loop.shutdown_asyncgens())
-            asyncio.set_event_loop(None)
-            loop.close()
-            self._ended.set_result(None)
+                asyncio.set_event_loop(None)
+                loop.close()
+            except BaseException:
+                logger.exception("the agent's event loop did not close")
+            finally:
+                self._ended.set_result(None)
+                for future in list(self._submitted):
+                    future.cancel()
 
     async def _main(self) -> None:
         jobs: list[Callable[[], Awaitable[None]]] = [self._pump, self._expire, self._report]
@@ -236,24 +259,34 @@ class Worker:
         try:
             await self._last_flush(tasks)
         finally:
-            await self._end(tasks)
+            await self._end([*tasks, *self._work])
             await self._close()
 
     async def _guard(self, job: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await job()
-        except Exception:
-            # A defect of ours must not end the other jobs; it is said, with its traceback.
-            logger.exception("a job of the agent failed: %s", job)
+        """Run a job; a defect in it must not end it for good, nor the other jobs."""
+        pause = 1.0
+        while True:
+            try:
+                return await job()
+            except (Exception, SystemExit):
+                logger.exception("a job of the agent failed: %s", job)
+            if self._stopping.is_set():
+                return None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RESTART_MAX)
 
     async def _last_flush(self, tasks: Sequence[asyncio.Future[None]]) -> None:
         """Store what is in the ring, then send until everything is delivered or time is up."""
         pump, deliveries = tasks[0], tasks[3 : 3 + len(self._destinations)]
-        await self._end([pump, *tasks[3 + len(self._destinations) :]])
-        remaining = self._stop_at - time.monotonic()
-        send_for = remaining * (1 - _CLOSE_SHARE)
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._store_and_send(deliveries), max(send_for, 0))
+        for task in tasks[3 + len(self._destinations) :]:
+            task.cancel()  # and nobody waits for a rule source that resists
+        await self._end([pump])
+        send_for = (self._stop_at - time.monotonic()) * (1 - _CLOSE_SHARE)
+        work = asyncio.ensure_future(self._store_and_send(deliveries))
+        await asyncio.wait([work], timeout=max(send_for, 0))
+        await self._end([work, *deliveries])
+        if not work.cancelled() and work.done() and (error := work.exception()) is not None:
+            logger.error("the last flush failed", exc_info=error)
 
     async def _store_and_send(self, deliveries: Sequence[asyncio.Future[None]]) -> None:
         if not await self._move() and not self._store_failing:
@@ -261,26 +294,34 @@ class Worker:
         # From now on each delivery job ends as soon as its part of the store is empty.
         self._finishing.set()
         self._set_due()
-        await asyncio.gather(*deliveries, return_exceptions=True)
+        # Not `gather`, which would cancel them a second time, while they give back what they hold.
+        await asyncio.wait(deliveries)
 
     async def _close(self) -> None:
         if self._store_open:
             with suppress(Exception):
-                await self._in_time(self._store.settle())
+                await Calls(max((self._stop_at - time.monotonic()) / 2, 0.05))(self._store.settle)
             with suppress(Exception):
-                self.depths = await self._in_time(self._store.stats())
-        volatile = await self._store.memory.stats()
+                self.depths = await self._store.stats()
+        volatile: Mapping[str, DestinationDepth] = {}
+        with suppress(Exception):
+            volatile = await self._store.memory.stats()
         self._give_up(volatile)
         closing: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             *((name, destination.close) for name, destination in self._destinations.items()),
             *((keeper.name, keeper.close) for keeper in self._keepers),
-            ("store", self._store.close),
         ]
-        for name, close in closing:
-            try:
-                await self._in_time(close())
-            except Exception:
-                logger.warning("%s did not close", name, exc_info=True)
+        # At the same time, so that one that hangs does not use up what the others need.
+        share = (self._stop_at - time.monotonic()) / 2
+        await asyncio.gather(*(self._shut(name, close, share) for name, close in closing))
+        await self._shut("store", self._store.close, self._stop_at - time.monotonic())
+
+    async def _shut(self, name: str, close: Callable[[], Awaitable[None]], seconds: float) -> None:
+        try:
+            await Calls(max(seconds, 0.05))(close)
+        except Exception:
+            # Plugin meets core: a plugin that cannot close must not keep the others from it.
+            logger.warning("%s did not close", name, exc_info=True)
 
     def _give_up(self, volatile: Mapping[str, DestinationDepth]) -> None:
         """Book what is lost with the process: what only memory holds."""
@@ -301,9 +342,6 @@ class Worker:
         for name, count in losses.items():
             if count:
                 logger.warning("stopped with %d records for %s undelivered: lost", count, name)
-
-    async def _in_time(self, work: Awaitable[Any]) -> Any:
-        return await asyncio.wait_for(work, max(self._stop_at - time.monotonic(), 0.05))
 
     async def _open_store(self) -> None:
         """Open the store; what an earlier process left in it is due now."""
@@ -344,51 +382,67 @@ class Worker:
         """Bring what is in the ring to the store; returns whether the store took all of it."""
         async with self._moving:
             while self._ring.waiting:
-                records = self._ring.take(_CHUNK)
-                left = records
-                try:
-                    left = await self._append(records)
-                except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
-                    self._store_failed(error)
-                finally:
-                    # Also when cancelled: what the store did not promise is still ours.
-                    if left:
-                        self._ring.put_back(left)
-                if left:
+                if not await finish(self._take_over()):
                     return False
         return True
 
-    async def _append(self, records: list[Record]) -> list[Record]:
-        """Append, book, and return what the store did not take."""
-        if not self._store_open:
-            await self._open_store()
-        async with self._books_lock:
-            appended = await self._store.append(records, evict=self._evict)
-            self._ring.done(records[: appended.stored])
-            for name, count in appended.evicted.items():
-                self._ledger.destinations[name].dropped[DropReason.OVERFLOW] += count
-            if self._store.present_level is Level.MEMORY:
-                self.depths = await self._store.stats()
-        if self._store_failing:
-            self._store_failing = False
-            logger.warning("the store takes records again")
-        self._unsent += appended.stored
+    async def _take_over(self) -> bool:
+        """One step of it: take, append, and book; what the store did not promise is still ours."""
+        records = self._ring.take(_CHUNK)
+        stored = 0
+        try:
+            if not self._store_open:
+                await self._open_store()
+            async with self._books_lock:
+                appended = await self._store.append(records, evict=self._evict)
+                stored = appended.stored
+                self._ring.done(records[:stored])
+                for name, count in appended.evicted.items():
+                    self._ledger.destinations[name].dropped[DropReason.OVERFLOW] += count
+        except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
+            self._store_failed("append", error)
+        else:
+            self._store_works("append")
+        finally:
+            if stored < len(records):
+                self._ring.put_back(records[stored:])
+        if self._store_open and self._store.present_level is Level.MEMORY:
+            await self._count()
+        self._unsent += stored
         # Records linger in the ring before they come to a store in memory, and in the store
         # otherwise, because there they are safe.
-        if self._unsent >= self._buffer_size or self._store.present_level is Level.MEMORY:
+        gathered = self._store.present_level is Level.MEMORY or self._unsent >= self._buffer_size
+        if stored and gathered:
             self._unsent = 0
             self._set_due()
-        return records[appended.stored :]
+        return stored >= len(records)
 
-    def _store_failed(self, error: Exception) -> None:
+    async def _count(self) -> None:
+        try:
+            async with self._books_lock:
+                self.depths = await self._store.stats()
+        except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
+            self._store_failed("stats", error)
+        else:
+            self._store_works("stats")
+
+    def _store_failed(self, what: str, error: Exception) -> None:
+        """Said when the first of its operations fails, until all of them work again."""
         if not self._store_failing:
-            self._store_failing = True
             logger.warning(
-                "the store is not available, records wait in memory: %s: %s",
+                "the store is not available, what it does not take waits in memory: %s: %s: %s",
+                what,
                 type(error).__name__,
                 error,
                 exc_info=logger.isEnabledFor(logging.DEBUG),
             )
+        self._store_failing.add(what)
+
+    def _store_works(self, what: str) -> None:
+        if what in self._store_failing:
+            self._store_failing.discard(what)
+            if not self._store_failing:
+                logger.warning("the store works again")
 
     # --- the other jobs ---------------------------------------------------------------------------
 
@@ -419,8 +473,9 @@ class Worker:
             while (delay := await destination.attempt()) == 0:
                 pass
         except Exception as error:  # noqa: BLE001 - plugin meets core: the store raised
-            self._store_failed(error)
+            self._store_failed(f"delivery to {destination.name}", error)
             return _STORE_RETRY
+        self._store_works(f"delivery to {destination.name}")
         return delay
 
     async def _expire(self) -> None:
@@ -433,12 +488,21 @@ class Worker:
                     self._set_due()
                 await self.look()
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
-                self._store_failed(error)
+                self._store_failed("expiry", error)
+            else:
+                self._store_works("expiry")
 
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(self._status_interval)
-            status = self._status(await self.look())
+            try:
+                depths = await self.look()
+            except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
+                self._store_failed("stats", error)
+                depths = self.depths
+            else:
+                self._store_works("stats")
+            status = self._status(depths)
             for destination in self._destinations.values():
                 self._report_ok = await destination.report(status)
 

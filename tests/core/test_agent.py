@@ -6,6 +6,8 @@ import asyncio
 import gc
 import threading
 import time
+from concurrent.futures import wait
+from contextlib import suppress
 
 import pytest
 
@@ -19,7 +21,9 @@ from guard_agent import (
     RuleSource,
     Stage,
 )
+from guard_agent.client import SyncGuardAgentHandler
 from guard_agent.core.worker import THREAD_NAME
+from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_event, make_metric
 from guard_agent.testing.transports import RecordingTransport, ScriptedTransport
 
@@ -171,8 +175,10 @@ def test_every_destination_has_books_of_its_own_and_none_waits_for_another(make_
     transport = transport_of(agent)
     transport.wait(lambda: len(transport.accepted) == 3)
 
-    agent.look().result(5)
     balances = agent.balances()
+    while balances["recording"].pending:  # acknowledged a moment after it was accepted
+        agent.look().result(5)
+        balances = agent.balances()
     assert (balances["recording"].delivered, balances["recording"].pending) == (3, 0)
     assert (balances["scripted"].delivered, balances["scripted"].pending) == (0, 3)
     blocker.let_go()
@@ -544,3 +550,330 @@ def test_nothing_is_left_behind(make_agent):
     gc.collect()  # with warnings as errors, an unclosed loop or socket would fail the test
 
     assert agent_threads() == []
+
+
+# --- plugins that misbehave, and calls that cross -------------------------------------------------
+
+
+async def resist():
+    """Does not end when it is cancelled, only when that happens a second time."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    await asyncio.Event().wait()
+
+
+class ClosingStore(MemoryStore):
+    name = "closing"
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.closed = 0
+
+    async def close(self):
+        self.closed += 1
+
+
+def store_of(agent):
+    return agent._current().worker._store._store
+
+
+@pytest.mark.parametrize("method", ["send", "close"])
+def test_a_transport_that_resists_does_not_keep_stop_from_its_end(make_agent, method):
+    reached = threading.Event()
+
+    class Stubborn(RecordingTransport):
+        async def answer(self, batch):
+            reached.set()
+            if method == "send":
+                await resist()
+            return Accepted()
+
+        async def close(self):
+            if method == "close":
+                await resist()
+
+    agent = make_agent(Stubborn, ClosingStore, store="closing", stop_timeout=0.3)
+    agent.record("event", make_event())
+    agent.flush()
+    reached.wait(5)
+
+    agent.stop().result(5)
+
+    assert store_of(agent).closed == 1
+
+
+def test_a_rule_source_that_resists_does_not_use_up_the_time_to_send(make_agent):
+    reached = threading.Event()
+
+    class Stubborn(Rules):
+        async def fetch(self, known):
+            reached.set()
+            await resist()
+
+    agent = make_agent(RecordingTransport, Stubborn, rules=["rules"], stop_timeout=1)
+    agent.record("event", make_event())
+    agent.rules()
+    reached.wait(5)
+
+    agent.stop().result(5)
+
+    assert agent.balances()["recording"].delivered == 1
+
+
+def test_a_store_that_hangs_holds_up_neither_the_books_nor_the_next_attempt(make_agent):
+    class Hanging(MemoryStore):
+        name = "hanging"
+        hung = 0
+
+        async def append(self, records, *, evict):
+            if not Hanging.hung:
+                Hanging.hung += 1
+                await asyncio.Event().wait()
+            return await super().append(records, evict=evict)
+
+    agent = make_agent(RecordingTransport, Hanging, store="hanging", timeout=0.05)
+    agent.record("event", make_event())
+    agent.flush().result(5)
+    agent.flush().result(5)
+
+    assert look(agent).delivered == 1
+
+
+def test_what_a_store_took_is_not_taken_back_when_its_next_operation_fails(make_agent):
+    class Partly(MemoryStore):
+        name = "partly"
+        failed = False
+
+        async def append(self, records, *, evict):
+            taken = records if self.failed else records[:2]
+            return await super().append(taken, evict=evict)
+
+        async def stats(self):
+            if not self.failed:
+                self.failed = True
+                raise OSError("no numbers today")
+            return await super().stats()
+
+    agent = make_agent(RecordingTransport, Partly, store="partly")
+    for _ in range(5):
+        agent.record("event", make_event())
+
+    agent.flush().result(5)
+    agent.flush().result(5)
+
+    assert look(agent).delivered == 5
+    assert len(transport_of(agent).records) == 5
+
+
+def test_a_store_of_which_a_part_fails_does_not_flood_the_log(make_agent, caplog):
+    class Half(MemoryStore):
+        name = "half"
+
+        async def lease(self, destination, max_records, max_bytes, ttl):
+            raise OSError("cannot lease")
+
+    agent = make_agent(RecordingTransport, Half, store="half")
+    for _ in range(20):
+        agent.record("event", make_event())
+        agent.flush().result(5)
+
+    lines = [record.getMessage() for record in caplog.records if "the store" in record.getMessage()]
+    assert len(lines) == 1
+
+
+def test_status_reports_go_on_after_a_failure_of_the_store(make_agent):
+    class Flaky(MemoryStore):
+        name = "flaky"
+        calls = 0
+
+        async def stats(self):
+            Flaky.calls += 1
+            if Flaky.calls < 4:
+                raise OSError("no numbers today")
+            return await super().stats()
+
+    agent = make_agent(RecordingTransport, Flaky, store="flaky")
+    agent._current().worker._status_interval = 0.005  # the configuration knows minutes only
+    agent.record("event", make_event())
+    agent.flush().result(5)
+    transport = transport_of(agent)
+
+    transport.wait(lambda: len(transport.reports) >= 5)
+
+    assert Flaky.calls >= 4
+
+
+def test_a_flush_during_stop_ends_with_it(make_agent):
+    blocker = Blocker()
+    agent = make_agent(scripted(blocker), stop_timeout=0.3)
+    agent.record("event", make_event())
+    agent.flush()
+    blocker.reached.wait(5)
+
+    stopped = agent.stop()
+    flushes = [agent.flush() for _ in range(3)]
+    stopped.result(5)
+
+    for flush in flushes:
+        assert wait([flush], 5).done
+
+
+def test_a_stop_in_the_middle_of_a_start_leaves_no_thread(make_agent, monkeypatch):
+    agent = make_agent(RecordingTransport)
+    thread = agent._current().worker._thread
+    begin, begun, go = thread.start, threading.Event(), threading.Event()
+
+    def start_slowly():
+        begin()
+        begun.set()
+        go.wait(5)
+
+    monkeypatch.setattr(thread, "start", start_slowly)
+    starter = threading.Thread(target=agent.start)
+    stopper = threading.Thread(target=lambda: agent.stop().result(5))
+    starter.start()
+    begun.wait(5)
+    stopper.start()
+    go.set()
+    starter.join(5)
+    stopper.join(5)
+
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_start_behind_a_stop_starts_nothing(make_agent):
+    agent = make_agent(RecordingTransport)
+    run = agent._current()
+    agent.stop().result(5)
+
+    assert run.ensure_started() is False
+    assert agent_threads() == []
+
+
+def test_a_thread_that_could_not_start_is_started_later(make_agent, monkeypatch):
+    agent = make_agent(RecordingTransport)
+    run = agent._current()
+
+    def refuse():
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.worker._thread, "start", refuse)
+        agent.record("event", make_event())
+    agent.flush().result(5)
+
+    assert look(agent).delivered == 1
+
+
+def test_what_comes_in_while_a_run_is_built_in_the_same_thread_does_not_deadlock(make_agent):
+    """As a log handler, a finalizer or a signal handler of the application may do."""
+    agents = []
+
+    class Talking(RecordingTransport):
+        def __init__(self, settings, context):
+            super().__init__(settings, context)
+            for agent in agents:
+                agent.record("event", make_event(reason="while it is built"))
+                agent.stop()
+
+    agents.append(make_agent(Talking))
+    agents[0].stop().result(5)
+    agents[0].start()
+
+    agents[0].record("event", make_event())
+
+
+def test_a_callback_that_stops_the_agent_does_not_wait_for_itself(make_agent):
+    handler = SyncGuardAgentHandler.__new__(SyncGuardAgentHandler)
+    stopped = threading.Event()
+
+    def callback(*_):
+        handler.flush_buffer()
+        handler.get_status()
+        handler.stop()
+        stopped.set()
+
+    agent = handler._agent = make_agent(
+        scripted(Retry("down")), on_error=callback, stop_timeout=5, timeout=60
+    )
+    agent.record("event", make_event())
+    agent.flush()
+    stopped.wait(5)
+
+    agent.stop().result(10)
+
+    assert agent.balances()["scripted"].delivered == 1
+
+
+def test_the_books_agree_while_records_come_and_go(make_agent):
+    agent = make_agent(
+        RecordingTransport,
+        buffer_size=10,
+        max_batch_records=10,
+        max_requests_per_second=1e6,
+        flush_interval=0.001,
+    )
+    done = threading.Event()
+
+    def record():
+        while not done.is_set():
+            for _ in range(20):
+                agent.record("event", make_event())
+            agent.look().result(5)
+
+    agent.start()
+    thread = threading.Thread(target=record)
+    thread.start()
+    differences = set()
+    try:
+        for _ in range(300):
+            status = agent.look().result(5)
+            books = status.model_dump()["destinations"]["recording"]
+            settled = books["delivered"] + sum(books["dropped"].values()) + books["buried"]
+            differences.add(books["accepted"] - settled - books["pending"])
+    finally:
+        done.set()
+        thread.join(10)
+
+    assert differences == {0}
+
+
+async def test_a_caller_that_is_cancelled_while_it_waits_for_room_is_counted(make_agent):
+    blocker = Blocker()
+    agent = make_agent(
+        scripted(blocker),
+        max_buffer_records=2,
+        buffer_size=1,
+        buffer_overflow_policy="block",
+        block_timeout=60,
+    )
+    refused = None
+    while refused is None:
+        refused = agent.record("event", make_event())
+    waiting = asyncio.ensure_future(agent.await_room(refused))
+    await asyncio.sleep(0)
+
+    before = agent.balances()["scripted"].accepted
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert agent.balances()["scripted"].accepted == before + 1
+    blocker.let_go()
+
+
+def test_only_the_first_call_waits_for_rules(make_agent):
+    class Never(Rules):
+        async def fetch(self, known):
+            await asyncio.Event().wait()
+
+    agent = make_agent(RecordingTransport, Never, rules=["rules"])
+    worker = agent._current().worker
+    agent.start()
+
+    worker.submit(lambda: worker.first_rules(0.01)).result(5)
+    begun = time.monotonic()
+    agent.first_rules().result(5)
+
+    assert time.monotonic() - begun < 1.5, "the second call did not wait its two seconds"

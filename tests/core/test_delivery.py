@@ -28,7 +28,7 @@ from guard_agent.testing.transports import ScriptedTransport
 class Bench:
     """A destination on a real store, with a clock that is moved by hand."""
 
-    def __init__(self, *script: object, records: int = 0, **limits: int) -> None:
+    def __init__(self, *script: object, records: int = 0, **limits: float) -> None:
         self.now = 1_000.0
         self.transport = ScriptedTransport(*script)
         name = self.transport.context.instance
@@ -45,6 +45,7 @@ class Bench:
             max_records=limits.get("max_records", 1_000),
             max_bytes=limits.get("max_bytes", 256 * 1024),
             books_lock=asyncio.Lock(),
+            call_limit=limits.get("call_limit", 30.0),
             on_error=lambda stage, error, _: self.errors.append((stage, error)),
             clock=lambda: self.now,
         )
@@ -411,6 +412,178 @@ async def test_a_report_is_sent_only_when_the_collector_may_be_asked(bench, make
     await bench.attempt()
     assert await bench.destination.report(make_status()) is False
     assert len(bench.transport.reports) == 1
+
+
+async def test_a_store_that_fails_during_a_probe_does_not_block_the_collector_for_ever(bench):
+    """The probe's answer counts for the gate, whatever the store does with it."""
+    bench = bench(*[Retry("down")] * 4)
+    await bench.fill(*records(5))
+    for _ in range(4):
+        bench.now += await bench.attempt() or 0
+    assert bench.gate.state is GateState.OPEN
+
+    class Once(MemoryStore):
+        failed = False
+
+        async def ack(self, lease, ids):
+            if not self.failed:
+                self.failed = True
+                raise OSError("disk")
+            return await super().ack(lease, ids)
+
+    bench.store.__class__ = Once
+    with pytest.raises(OSError, match="disk"):
+        await bench.attempt()
+    await bench.run()
+
+    assert bench.books.delivered == 5
+    await bench.check_books()
+
+
+async def test_a_collector_that_refuses_everything_does_not_get_everything_buried(bench):
+    """A wrong format or a filter on the way is not the fault of every record."""
+    bench = bench(*[Reject("bad", status=400)] * 5_000)
+    await bench.fill(*records(100))
+
+    begun = bench.now
+    while bench.now < begun + 3_600:
+        bench.now += await bench.attempt() or 0
+    buried = bench.books.buried
+    bench.transport.script.clear()
+    await bench.run()
+
+    assert buried < 8 + 3_600 / 30 + 10, "one per probe at most"
+    assert bench.books.delivered == 100 - buried
+    assert bench.gate.state is GateState.CLOSED
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        Partial(rejected={"0": "no"}),
+        Partial(rejected=None),
+        Partial(retry=[0]),
+        Retry("later", after="soon"),
+        TooLarge("big"),
+    ],
+    ids=repr,
+)
+async def test_a_result_that_is_not_sound_is_the_fault_of_the_transport(bench, caplog, result):
+    class Careless(ScriptedTransport):
+        async def send(self, batch: Batch) -> SendResult:
+            return result if not self.accepted else await super().send(batch)
+
+    bench = bench()
+    bench.destination.transport = bench.transport = Careless()
+    await bench.fill(*records(3))
+
+    assert await bench.attempt() > 0
+    assert "instead of a SendResult" in caplog.text
+    assert (await bench.store.stats())[bench.name].ready == 3
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()], ids=repr)
+async def test_nothing_but_a_retry_comes_out_of_a_transport(bench, error):
+    """Both would end the job, the first one the whole thread."""
+    bench = bench(error)
+    await bench.fill(*records(2))
+
+    await bench.run()
+
+    assert bench.books.delivered == 2
+
+
+@pytest.mark.parametrize("method", ["open", "send"])
+async def test_a_transport_that_hangs_is_given_up_and_asked_again(bench, method):
+    class Hanging(ScriptedTransport):
+        hung = 0
+
+        async def open(self) -> None:
+            await self._hang("open")
+            await super().open()
+
+        async def send(self, batch: Batch) -> SendResult:
+            await self._hang("send")
+            return await super().send(batch)
+
+        async def _hang(self, where: str) -> None:
+            if where == method and not self.hung:
+                self.hung += 1
+                await asyncio.Event().wait()
+
+    bench = bench(call_limit=0.01)
+    bench.destination.transport = bench.transport = Hanging()
+    await bench.fill(*records(2))
+
+    assert await bench.attempt() > 0
+    await bench.run()
+
+    assert bench.transport.hung == 1
+    assert bench.books.delivered == 2
+
+
+async def test_a_transport_that_resists_its_cancellation_is_not_called_a_second_time(bench):
+    release = asyncio.Event()
+
+    class Stubborn(ScriptedTransport):
+        async def answer(self, batch: Batch) -> SendResult:
+            while len(self.batches) == 1 and not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    continue
+            return Accepted()
+
+    bench = bench(call_limit=0.01)
+    bench.destination.transport = bench.transport = Stubborn()
+    await bench.fill(*records(1))
+
+    for _ in range(2):
+        bench.now += await bench.attempt() or 0
+    assert len(bench.transport.batches) == 1
+    release.set()
+    while bench.destination._calls._left:
+        await asyncio.sleep(0)
+    await bench.run()
+
+    assert bench.books.delivered == 1
+
+
+async def test_a_cancellation_does_not_come_between_a_store_and_its_books(bench):
+    reached = asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def ack(self, lease, ids):
+            count = await super().ack(lease, ids)
+            reached.set()
+            await asyncio.sleep(0)
+            return count
+
+    bench = bench()
+    bench.store.__class__ = Slow
+    await bench.fill(*records(3))
+    attempt = asyncio.ensure_future(bench.attempt())
+    await reached.wait()
+
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+
+    assert bench.books.delivered == 3
+    await bench.check_books()
+
+
+async def test_answers_that_change_in_an_outage_do_not_flood_the_log(bench, caplog):
+    bench = bench(
+        Accepted(), *[answer for _ in range(50) for answer in (Paused("404"), Retry("502"))]
+    )
+    await bench.fill(make_record())
+    await bench.run()
+    await bench.fill(make_record())
+
+    await bench.run()
+
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) <= 4
 
 
 @pytest.fixture
