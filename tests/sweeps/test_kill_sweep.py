@@ -32,14 +32,15 @@ class AcksTooMuch(DiskStore):
 """
 
 
-def sweep(*arguments, **environment):
+def sweep(*arguments, modules=""):
+    path = os.pathsep.join(filter(None, (str(modules), os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         [sys.executable, str(SWEEP), *arguments],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": path},
     )
 
 
@@ -65,9 +66,7 @@ def test_no_confirmed_record_is_lost_by_forty_kills():
 def test_the_sweep_finds_a_store_that_breaks_its_promise(tmp_path, store, complaint):
     (tmp_path / "broken.py").write_text(BROKEN)
 
-    done = sweep(
-        *("--kills", "12", "--no-strace", "--store", f"broken:{store}"), PYTHONPATH=str(tmp_path)
-    )
+    done = sweep(*("--kills", "12", "--no-strace", "--store", f"broken:{store}"), modules=tmp_path)
 
     assert done.returncode == 1, done.stdout + done.stderr
     assert complaint in done.stdout, done.stdout + done.stderr

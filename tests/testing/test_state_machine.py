@@ -57,7 +57,7 @@ class LeasesTwice(MemoryStore):
 
 class ExpiresTooSoon(MemoryStore):
     def __init__(self, *arguments):
-        super().__init__(*arguments, clock=lambda: time.monotonic() * 1e6)
+        super().__init__(*arguments, clock=lambda: time.monotonic() * 1e12)
 
 
 class LosesOnCrash(MemoryStore):
