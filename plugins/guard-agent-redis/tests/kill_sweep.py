@@ -54,7 +54,12 @@ def make_store(url: str) -> RedisStore:
 
 
 class Files:
-    """What survives a worker: a line is in the file once the system call is over."""
+    """
+    What survives a worker: a line is in the file once the system call is over.
+
+    SIGKILL can end a `write` halfway, at the end of a page. Such a line counts as not written: its
+    worker did not get to what comes after.
+    """
 
     def __init__(self, folder: Path) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -63,14 +68,14 @@ class Files:
         }
 
     def write(self, name: str, batch: list[str]) -> None:
-        os.write(self._files[name], (json.dumps(batch) + "\n").encode())
+        os.write(self._files[name], f"\n{json.dumps(batch)}\n".encode())
 
 
 def read(folder: Path, name: str) -> list[list[str]]:
     file = folder / name
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("]")]
 
 
 async def work(url: str, folder: Path, number: int) -> None:
