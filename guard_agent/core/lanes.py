@@ -101,7 +101,6 @@ class Lanes(BufferStore):
             await self._move()
 
     async def close(self) -> None:
-        self._up = False
         await self.memory.close()
         if self.durable is not None:
             await self.durable.close()

@@ -574,7 +574,7 @@ class ClosingStore(MemoryStore):
 
 
 def store_of(agent):
-    return agent._current().worker._store._store
+    return agent._current().lanes.memory._store
 
 
 @pytest.mark.parametrize("method", ["send", "close"])

@@ -132,6 +132,9 @@ class DiskStore(BufferStore):
         """Whether what was appended survives a power failure ("full")."""
         return self.settings.sync
 
+    def describe(self) -> Mapping[str, object]:
+        return {"sync": self.sync}
+
     @property
     def path(self) -> Path:
         """

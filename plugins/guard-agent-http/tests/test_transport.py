@@ -179,11 +179,12 @@ async def test_a_known_body_has_the_known_signature(serve, kit, tmp_path):
     (request,) = server.requests
     assert request.body == (
         b'{"timestamp":"2026-01-02T00:00:00Z","status":"healthy","uptime":1.5,"events_sent":1,'
-        b'"events_failed":0,"buffer_size":0,"last_flush":null,"errors":[]}'
+        b'"events_failed":0,"buffer_size":0,"last_flush":null,"errors":[],"level":"memory",'
+        b'"loss_window_seconds":null,"store":{},"destinations":{}}'
     )
     assert (
         request.one("X-Payload-Signature")
-        == "v1=583fb00d1bfdf99c1c7c20891596fa7a0b8c89697bb1318f93bf79778ee0c97e"
+        == "v1=7c714137313dcba534030b271722ce202318f36b514f88d93dc253504022a353"
     )
 
 

@@ -64,7 +64,7 @@ from guard_agent_redis.server import check_version, find_hazards
 from guard_agent_redis.settings import RedisSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 logger = logging.getLogger("guard_agent.redis")
 
@@ -109,6 +109,9 @@ class RedisStore(BufferStore):
         """What in the server's own settings can lose records, in words."""
 
     # --- open and close -------------------------------------------------------------------------
+
+    def describe(self) -> Mapping[str, object]:
+        return {"store_resets": self.resets}
 
     async def open(self) -> None:
         """
