@@ -11,12 +11,12 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from guard_agent.core.interfaces import BufferStore
+from guard_agent.core.interfaces import BufferStore, Level
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from guard_agent.core.interfaces import Appended, DeadLetter, Lease, Level, Record
+    from guard_agent.core.interfaces import Appended, DeadLetter, Lease, Record
 
     # Any awaitable: what a plugin returns is checked by awaiting it.
     Call = Callable[..., Awaitable[Any]]
@@ -59,7 +59,7 @@ class Calls:
         if self._left:
             msg = "an earlier call has not ended yet"
             raise PluginHangs(msg)
-        task = asyncio.ensure_future(_contained(function, args))
+        task = asyncio.ensure_future(_contained(function, *args))
         task.add_done_callback(_seen)
         try:
             # Unlike `wait_for` it never waits longer than it is told to.
@@ -100,12 +100,19 @@ async def finish(work: Awaitable[_T]) -> _T:
 
 
 class SafeStore(BufferStore):
-    """A store whose every call is bounded; see `Calls`."""
+    """
+    A store whose every call is bounded; see `Calls`.
+
+    A store in memory has nothing to wait for: its calls are made as they are, so that no record
+    is longer than needed in transit, where the ring cannot give it up for a better one.
+    """
 
     def __init__(self, store: BufferStore, limit: float) -> None:
         super().__init__(store.settings, store.context)
         self._store = store
-        self._calls = Calls(limit)
+        self._limit = limit
+        bounded = store.level is not Level.MEMORY
+        self._calls: Callable[..., Awaitable[Any]] = Calls(limit) if bounded else _contained
 
     @property
     def level(self) -> Level:  # type: ignore[override]  # the wrapped class has it as such
@@ -119,7 +126,7 @@ class SafeStore(BufferStore):
 
     async def close(self) -> None:
         # Not refused because another call hangs: it is the last one anyway.
-        await Calls(self._calls._limit)(self._store.close)  # noqa: SLF001 - of this module
+        await Calls(self._limit)(self._store.close)
 
     async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
         appended: Appended = await self._calls(partial(self._store.append, records, evict=evict))
@@ -158,7 +165,7 @@ class SafeStore(BufferStore):
         return letters
 
 
-async def _contained(function: Call, args: tuple[Any, ...]) -> Any:
+async def _contained(function: Call, *args: Any) -> Any:
     try:
         return await function(*args)
     except SystemExit as error:

@@ -16,6 +16,7 @@ from guard_agent import (
     Batch,
     BufferFullError,
     Enricher,
+    Level,
     Retry,
     RuleSet,
     RuleSource,
@@ -493,9 +494,18 @@ class Rules(RuleSource):
 
 
 def test_rules_are_fetched_when_somebody_asks_for_them(make_agent):
-    agent = make_agent(RecordingTransport, Rules, rules=["rules"])
+    go = threading.Event()
+
+    class Later(Rules):
+        async def fetch(self, known):
+            while not go.is_set():
+                await asyncio.sleep(0.005)
+            return await super().fetch(known)
+
+    agent = make_agent(RecordingTransport, Later, rules=["rules"])
 
     assert agent.rules() is None, "asking never waits"
+    go.set()
     agent.first_rules().result(5)
 
     assert agent.rules().ip_blacklist == ["192.0.2.9"]
@@ -623,6 +633,7 @@ def test_a_rule_source_that_resists_does_not_use_up_the_time_to_send(make_agent)
 def test_a_store_that_hangs_holds_up_neither_the_books_nor_the_next_attempt(make_agent):
     class Hanging(MemoryStore):
         name = "hanging"
+        level = Level.JOURNAL
         hung = 0
 
         async def append(self, records, *, evict):
@@ -861,6 +872,7 @@ async def test_a_caller_that_is_cancelled_while_it_waits_for_room_is_counted(mak
 
     assert agent.balances()["scripted"].accepted == before + 1
     blocker.let_go()
+    await asyncio.wrap_future(agent.flush())
 
 
 def test_only_the_first_call_waits_for_rules(make_agent):
