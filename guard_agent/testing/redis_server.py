@@ -78,6 +78,9 @@ class RedisServer:
     ``options`` are directives of the server's configuration file, such as
     ``{"requirepass": "secret"}``; they go before what is set here. Port and folder stay the same
     over restarts; the folder is removed by `close`. Not thread safe.
+
+    With ``append_only`` what was answered survives a kill. That takes ``appendfsync always``: with
+    a server's default, ``everysec``, it may answer before it has written, while an fsync runs.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class RedisServer:
             "bind": "127.0.0.1",
             "save": '""',
             "appendonly": "yes" if append_only else "no",
-            "appendfsync": "everysec",
+            "appendfsync": "always",
             "daemonize": "no",
             "repl-diskless-sync-delay": "0",
             "dir": str(self.folder),
