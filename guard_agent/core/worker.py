@@ -190,6 +190,7 @@ class Worker:
 
         Ends when every destination has emptied its part of the store or has to wait.
         """
+        await self._try_to_open_store()
         left = len(self._ring) + 1
         while True:
             moved = await self._move()
@@ -207,6 +208,7 @@ class Worker:
         Returns:
             Whether all of it is committed in a store that outlives the process.
         """
+        await self._try_to_open_store()
         return await self._move() and self._store.present_level is not Level.MEMORY
 
     async def first_rules(self, timeout: float) -> None:
@@ -351,10 +353,18 @@ class Worker:
                 self._store_open = True
                 self._set_due()
 
+    async def _try_to_open_store(self) -> None:
+        try:
+            await self._open_store()
+        except Exception as error:  # noqa: BLE001 - plugin meets core: contract of Resource.open
+            self._store_failed("open", error)
+        else:
+            self._store_works("open")
+
     # --- ring to store ----------------------------------------------------------------------------
 
     async def _pump(self) -> None:
-        await self._open_store()
+        await self._try_to_open_store()
         backoff = 0.0
         while True:
             if backoff:
