@@ -75,9 +75,16 @@ build: $(STAMP) ## wheels of all distributions, in dist/
 	@ls dist
 
 .PHONY: bench
-bench: $(STAMP) ## this release beside guard-agent 3.2.4, and what each gzip level costs
+bench: $(STAMP) ## this release beside guard-agent 3.2.4, and what levels and stores cost
 	@$(BIN)/python benchmarks/compare.py
 	@$(BIN)/python benchmarks/gzip_level.py
+	@$(BIN)/python benchmarks/stores.py
+	@$(BIN)/python benchmarks/redis_store.py
+
+.PHONY: sweep
+sweep: $(STAMP) ## kill processes 500 times at each durable store, and count what was lost
+	$(BIN)/python tests/sweeps/kill_sweep.py --kills 500
+	$(BIN)/python plugins/guard-agent-redis/tests/kill_sweep.py --kills 500
 
 .PHONY: clean
 clean: ## remove everything that was made here

@@ -111,7 +111,7 @@ class RedisStore(BufferStore):
     # --- open and close -------------------------------------------------------------------------
 
     def describe(self) -> Mapping[str, object]:
-        return {"store_resets": self.resets}
+        return {"store_resets": self.resets, "hazards": list(self.hazards)}
 
     async def open(self) -> None:
         """
