@@ -9,7 +9,7 @@ import zlib
 
 from worker import event
 
-from guard_agent.core.pipeline import Pipeline
+from guard_agent.core.intake.pipeline import Pipeline
 
 RECORDS = 230  # about 256 KiB
 ROUNDS = 15

@@ -13,7 +13,7 @@ from guard_agent import AgentConfig, ConfigurationError, GuardAgentError, __vers
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from guard_agent.core.registry import Provider, Registry
+    from guard_agent.core.assembly.registry import Provider, Registry
 
 EX_CONFIG = 78  # sysexits.h: something is wrong with the configuration
 _PLACEHOLDER = "placeholder-for-a-missing-key"
@@ -39,8 +39,8 @@ def main() -> None:
 @_config_option
 def plugins(path: Path | None) -> None:
     """List the plugins that are installed, and which are in use."""
-    from guard_agent.core.inspection import SEAMS
-    from guard_agent.core.registry import Registry
+    from guard_agent.core.assembly.inspection import SEAMS
+    from guard_agent.core.assembly.registry import Registry
 
     try:
         config, _ = _load(path)
@@ -64,8 +64,8 @@ def plugins(path: Path | None) -> None:
 @_config_option
 def plan(path: Path | None) -> None:
     """Show what would run, in which order, and why it is safe."""
-    from guard_agent.core.composition import compose
-    from guard_agent.core.configfile import find_file
+    from guard_agent.core.assembly.composition import compose
+    from guard_agent.core.assembly.configfile import find_file
 
     try:
         config, note = _load(path)
@@ -81,7 +81,7 @@ def plan(path: Path | None) -> None:
 
 def _load(path: Path | None) -> tuple[AgentConfig, str]:
     """The configuration found, with a placeholder when only the key is missing, and a note then."""
-    from guard_agent.core.configfile import load_config
+    from guard_agent.core.assembly.configfile import load_config
 
     try:
         return load_config(path), ""

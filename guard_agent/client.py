@@ -293,8 +293,8 @@ def _agent_for(config: AgentConfig | None) -> Agent:
             msg = "guard_agent() was called by something that its own composition called"
             raise GuardAgentError(msg)
         # Imported here, so that `import guard_agent` does not pay for what only a start needs.
-        from guard_agent.core.composition import compose  # noqa: PLC0415
-        from guard_agent.core.configfile import load_config, resolve  # noqa: PLC0415
+        from guard_agent.core.assembly.composition import compose  # noqa: PLC0415
+        from guard_agent.core.assembly.configfile import load_config, resolve  # noqa: PLC0415
 
         if agent is None and hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_forget)

@@ -13,8 +13,8 @@ import orjson
 import pytest
 
 from guard_agent import Accepted, AgentConfig, Batch, Retry, client
-from guard_agent.core.composition import compose
-from guard_agent.core.registry import Registry
+from guard_agent.core.assembly.composition import compose
+from guard_agent.core.assembly.registry import Registry
 from guard_agent.testing.collector import Collector
 from guard_agent.testing.records import make_context, make_record
 

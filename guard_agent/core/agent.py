@@ -22,24 +22,24 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from guard_agent.core.calls import SafeStore
-from guard_agent.core.delivery import Destination
-from guard_agent.core.engine_link import update_rule_managers
+from guard_agent.core.delivery.calls import SafeStore
+from guard_agent.core.delivery.destination import Destination
+from guard_agent.core.delivery.gate import Gate, GateState
+from guard_agent.core.delivery.lanes import Lanes
+from guard_agent.core.delivery.worker import COMMIT_INTERVAL, Worker, inside
 from guard_agent.core.errors import BufferFullError, GuardAgentError
-from guard_agent.core.gate import Gate, GateState
+from guard_agent.core.intake.pipeline import Pipeline
+from guard_agent.core.intake.ring import Ring
 from guard_agent.core.interfaces import DestinationDepth, Level, Record
-from guard_agent.core.lanes import Lanes
 from guard_agent.core.ledger import DropReason, Ledger
 from guard_agent.core.models import AgentStatus
-from guard_agent.core.pipeline import Pipeline
-from guard_agent.core.ring import Ring
-from guard_agent.core.rules import RuleKeeper, cache_path
-from guard_agent.core.worker import COMMIT_INTERVAL, Worker, inside
+from guard_agent.core.rules.engine_link import update_rule_managers
+from guard_agent.core.rules.keeper import RuleKeeper, cache_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from guard_agent.core.composition import Plan
+    from guard_agent.core.assembly.composition import Plan
     from guard_agent.core.config import AgentConfig
     from guard_agent.core.interfaces import Kind
     from guard_agent.core.ledger import Balance

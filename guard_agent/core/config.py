@@ -2,7 +2,7 @@
 `AgentConfig`: every setting of the agent, with its default.
 
 Code, ``guard-agent.yaml`` and ``pyproject.toml`` all end in this one model; where the values come
-from is the business of `guard_agent.core.configfile`.
+from is the business of `guard_agent.core.assembly.configfile`.
 """
 
 from __future__ import annotations

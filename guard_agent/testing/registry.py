@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guard_agent import BufferStore, Enricher, RuleSource, Transport, hookimpl
-from guard_agent.core.registry import Registry
+from guard_agent.core.assembly.registry import Registry
 from guard_agent.plugins import console, disk, file, jsonl, memory, truncate
 
 if TYPE_CHECKING:

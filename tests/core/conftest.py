@@ -4,7 +4,7 @@ import pytest
 
 from guard_agent import AgentConfig
 from guard_agent.core.agent import Agent
-from guard_agent.core.composition import compose
+from guard_agent.core.assembly.composition import compose
 from guard_agent.testing.registry import isolated_registry
 from guard_agent.testing.transports import RecordingTransport
 

@@ -23,7 +23,7 @@ from guard_agent import (
     Stage,
 )
 from guard_agent.client import SyncGuardAgentHandler
-from guard_agent.core.worker import THREAD_NAME
+from guard_agent.core.delivery.worker import THREAD_NAME
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_event, make_metric
 from guard_agent.testing.transports import RecordingTransport, ScriptedTransport

@@ -10,8 +10,8 @@ import pytest
 
 import guard_agent.plugins.memory
 from guard_agent import AgentConfig, ConfigurationError, EncryptionConfigError, Stage
-from guard_agent.core.composition import compose
-from guard_agent.core.registry import Registry
+from guard_agent.core.assembly.composition import compose
+from guard_agent.core.assembly.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("installed")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from guard_agent import AgentConfig, ConfigurationError
-from guard_agent.core.configfile import find_file, load_config, resolve
+from guard_agent.core.assembly.configfile import find_file, load_config, resolve
 
 KEY = "a-key-of-a-test"
 

@@ -16,9 +16,9 @@ from guard_agent import (
     SendResult,
     TooLarge,
 )
-from guard_agent.core.delivery import Destination
+from guard_agent.core.delivery.destination import Destination
+from guard_agent.core.delivery.gate import Gate, GateState
 from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
-from guard_agent.core.gate import Gate, GateState
 from guard_agent.core.ledger import DestinationBooks
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_context, make_record

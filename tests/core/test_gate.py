@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard_agent import Paused, Retry
-from guard_agent.core.gate import MAX_BACKOFF, MAX_RETRY_AFTER, Gate, GateState, TokenBucket
+from guard_agent.core.delivery.gate import (
+    MAX_BACKOFF,
+    MAX_RETRY_AFTER,
+    Gate,
+    GateState,
+    TokenBucket,
+)
 
 DOWN = Retry("connection refused")
 BUSY = Retry("429", throttled=True)

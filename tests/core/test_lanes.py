@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from guard_agent import BufferStore, Lease, Level
-from guard_agent.core.lanes import Lanes
+from guard_agent.core.delivery.lanes import Lanes
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.contracts import BufferStoreContract
 from guard_agent.testing.records import make_context, make_record

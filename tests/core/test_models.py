@@ -14,8 +14,8 @@ from guard_agent import (
     SecurityMetric,
     get_current_timestamp,
 )
+from guard_agent.core.intake.priority import event_priority
 from guard_agent.core.interfaces import Priority
-from guard_agent.core.priority import event_priority
 
 MOMENT = datetime(2026, 5, 4, 3, 2, 1, tzinfo=timezone.utc)
 EVENT_TYPES = [

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from guard_agent.core.patterns import MAX_LENGTH, dangerous
+from guard_agent.core.rules.patterns import MAX_LENGTH, dangerous
 
 DANGEROUS = [
     # a repetition of a repetition

@@ -14,8 +14,8 @@ import pytest
 
 import guard_agent
 from guard_agent import Accepted, Transport, hookimpl
-from guard_agent.core.problems import CODES
-from guard_agent.core.registry import Registry
+from guard_agent.core.assembly.problems import CODES
+from guard_agent.core.assembly.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("installed")
 
@@ -431,7 +431,7 @@ def test_every_code_in_use_is_explained_and_every_explained_code_is_in_use():
     folder = Path(inspect.getfile(guard_agent)).parent / "core"
     used = {
         code
-        for path in folder.glob("*.py")
+        for path in folder.rglob("*.py")
         if path.name != "problems.py"
         for code in re.findall(r'"(GA\d{3})"', path.read_text())
     }

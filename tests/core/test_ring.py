@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from guard_agent import Priority
+from guard_agent.core.intake.ring import Ring
 from guard_agent.core.ledger import DropReason, Ledger
-from guard_agent.core.ring import Ring
 from guard_agent.testing.records import make_record
 
 METRIC, DIAGNOSTIC, CHANGE, ATTACK = Priority

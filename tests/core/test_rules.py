@@ -21,8 +21,8 @@ from guard_agent import (
     RuleSource,
     Unchanged,
 )
-from guard_agent.core.gate import Gate, GateState
-from guard_agent.core.rules import (
+from guard_agent.core.delivery.gate import Gate, GateState
+from guard_agent.core.rules.keeper import (
     MAX_ENTRIES,
     MAX_PATTERNS,
     RuleKeeper,

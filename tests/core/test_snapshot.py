@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
-from guard_agent.core.snapshot import (
+from guard_agent.core.intake.snapshot import (
     MAX_DEPTH,
     MAX_NODES,
     MAX_TEXT,

@@ -1,7 +1,7 @@
 """
 YAML and TOML as plain data, with the line on which each setting stands.
 
-References in texts are not touched here; that is the business of `guard_agent.core.configfile`.
+References in texts are not touched here; that is the business of `configfile`.
 """
 
 from __future__ import annotations

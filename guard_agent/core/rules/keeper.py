@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import ValidationError
 
-from guard_agent.core.calls import Calls
-from guard_agent.core.gate import Gate
+from guard_agent.core.delivery.calls import Calls
+from guard_agent.core.delivery.gate import Gate
 from guard_agent.core.interfaces import Paused, Retry, RuleSet, RuleSource, Unchanged
 from guard_agent.core.logs import one_line
 from guard_agent.core.models import DynamicRules
-from guard_agent.core.patterns import dangerous
+from guard_agent.core.rules.patterns import dangerous
 
 if TYPE_CHECKING:
     from collections.abc import Callable

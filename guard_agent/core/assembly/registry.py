@@ -3,7 +3,7 @@ Finds plugins and imports the ones that are asked for.
 
 A plugin is an entry point of the group ``guard_agent``. Being installed does nothing: only `load`
 imports, and only what it is told. Whatever goes wrong in a plugin becomes a `Problem` with a code
-of `guard_agent.core.problems`; problems of one plugin never keep another from loading.
+of `guard_agent.core.assembly.problems`; problems of one plugin never keep another from loading.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from guard_agent.core import hookspecs
+from guard_agent.core.assembly.inspection import (
+    SEAMS,
+    ComponentKind,
+    Seam,
+    check_class,
+    check_hooks,
+)
+from guard_agent.core.assembly.problems import closest, describe_exception, did_you_mean, listed
 from guard_agent.core.errors import Problem
-from guard_agent.core.inspection import SEAMS, ComponentKind, Seam, check_class, check_hooks
 from guard_agent.core.logs import one_line
-from guard_agent.core.problems import closest, describe_exception, did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

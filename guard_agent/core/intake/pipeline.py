@@ -14,11 +14,11 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from guard_agent.core.helpers import get_current_timestamp
+from guard_agent.core.intake.priority import event_priority
+from guard_agent.core.intake.snapshot import MAX_NODES, TRUNCATED, scrub, snapshot
 from guard_agent.core.interfaces import Priority, Record, Stage
 from guard_agent.core.ledger import DropReason
 from guard_agent.core.models import SecurityEvent, SecurityMetric
-from guard_agent.core.priority import event_priority
-from guard_agent.core.snapshot import MAX_NODES, TRUNCATED, scrub, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

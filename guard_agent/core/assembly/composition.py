@@ -15,12 +15,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from guard_agent.core.assembly.inspection import ENRICHER, RULE_SOURCE, STORE, TRANSPORT, Seam
+from guard_agent.core.assembly.plan import Components, Plan, Step, construct, stage_of
+from guard_agent.core.assembly.problems import (
+    describe_exception,
+    describe_invalid,
+    did_you_mean,
+    listed,
+)
+from guard_agent.core.assembly.registry import Registry
 from guard_agent.core.errors import ConfigurationError, Problem
-from guard_agent.core.inspection import ENRICHER, RULE_SOURCE, STORE, TRANSPORT, Seam
 from guard_agent.core.interfaces import BufferStore, Level, Stage
-from guard_agent.core.plan import Components, Plan, Step, construct, stage_of
-from guard_agent.core.problems import describe_exception, describe_invalid, did_you_mean, listed
-from guard_agent.core.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

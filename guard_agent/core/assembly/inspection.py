@@ -2,8 +2,8 @@
 Whether the hooks and classes of a plugin can do what the seams ask for.
 
 Only what can be seen without an instance is checked here: attributes, ``async``, signatures. What
-is found has a code of `guard_agent.core.problems` and is not fatal in itself: what a broken plugin
-costs is decided where the agent is composed.
+is found has a code of `problems` and is not fatal in itself: what a broken plugin costs is decided
+where the agent is composed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from guard_agent.core.assembly.problems import closest, did_you_mean, listed
 from guard_agent.core.errors import Problem
 from guard_agent.core.hookspecs import PROJECT
 from guard_agent.core.interfaces import (
@@ -25,7 +26,6 @@ from guard_agent.core.interfaces import (
     Stage,
     Transport,
 )
-from guard_agent.core.problems import closest, did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from guard_agent.core.assembly.filesyntax import MAX_BYTES, Document, ParseError, SettingPath, parse
+from guard_agent.core.assembly.problems import closest, describe_invalid, did_you_mean, listed
 from guard_agent.core.config import AgentConfig
 from guard_agent.core.errors import ConfigurationError, Problem
-from guard_agent.core.filesyntax import MAX_BYTES, Document, ParseError, SettingPath, parse
-from guard_agent.core.problems import closest, describe_invalid, did_you_mean, listed
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

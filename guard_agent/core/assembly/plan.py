@@ -1,7 +1,7 @@
 """
 What the agent consists of, once that is decided: `Plan`, which builds and explains itself.
 
-How a plan comes about is the business of `guard_agent.core.composition`.
+How a plan comes about is the business of `guard_agent.core.assembly.composition`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast, get_args
 
 from guard_agent._version import __version__
+from guard_agent.core.assembly.problems import describe_exception
 from guard_agent.core.config import state_directory
 from guard_agent.core.errors import ConfigurationError, GuardAgentError, Problem
 from guard_agent.core.interfaces import (
@@ -25,13 +26,12 @@ from guard_agent.core.interfaces import (
     Stage,
     Transport,
 )
-from guard_agent.core.problems import describe_exception
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from guard_agent.core.assembly.inspection import ComponentKind
     from guard_agent.core.config import AgentConfig
-    from guard_agent.core.inspection import ComponentKind
 
 logger = logging.getLogger("guard_agent.composition")
 

@@ -18,19 +18,19 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from guard_agent.core.calls import Calls, finish
+from guard_agent.core.delivery.calls import Calls, finish
 from guard_agent.core.interfaces import DestinationDepth, Level
 from guard_agent.core.ledger import DropReason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
-    from guard_agent.core.delivery import Destination
-    from guard_agent.core.lanes import Lanes
+    from guard_agent.core.delivery.destination import Destination
+    from guard_agent.core.delivery.lanes import Lanes
+    from guard_agent.core.intake.ring import Ring
     from guard_agent.core.ledger import Ledger
     from guard_agent.core.models import AgentStatus
-    from guard_agent.core.ring import Ring
-    from guard_agent.core.rules import RuleKeeper
+    from guard_agent.core.rules.keeper import RuleKeeper
 
 logger = logging.getLogger("guard_agent.worker")
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from guard_agent.core.calls import Calls, finish
+from guard_agent.core.delivery.calls import Calls, finish
+from guard_agent.core.delivery.gate import GateState
 from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
-from guard_agent.core.gate import GateState
 from guard_agent.core.interfaces import (
     Accepted,
     Batch,
@@ -31,8 +31,8 @@ from guard_agent.core.logs import one_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from guard_agent.core.calls import Call
-    from guard_agent.core.gate import Gate
+    from guard_agent.core.delivery.calls import Call
+    from guard_agent.core.delivery.gate import Gate
     from guard_agent.core.interfaces import (
         BufferStore,
         Lease,

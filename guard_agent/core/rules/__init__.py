@@ -1,0 +1,1 @@
+"""Dynamic rules on their way in: fetched, judged, kept, handed to the Guard engine."""
