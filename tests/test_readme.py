@@ -67,11 +67,11 @@ def run(source: str, names: dict) -> dict:
 
 
 async def test_the_lines_for_fastapi_guard_report_and_the_lifespan_delivers(collector):
-    source = block("SecurityMiddleware, config").replace("https://my.host", collector.url)
-    names = run(source, {})
+    source = block("SecurityMiddleware, config")
+    names = run(source, {"KEY": "test-key-0123", "URL": collector.url})
     later = run(block("lifespan=lifespan"), {"FastAPI": names["FastAPI"]})
     app = later["app"]
-    app.add_middleware(names["SecurityMiddleware"], config=names["config"])
+    app.add_middleware(names["SecurityMiddleware"], config=names["setup"])
 
     async with (
         app.router.lifespan_context(app),
