@@ -17,21 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from peers import peer
+
 HERE = Path(__file__).resolve().parent
-PEER = HERE.parent / ".bench" / "guard-agent-3.2.4"
 ROUNDS = 7
 ROWS = {"send": 5_000, "deliver": 5_000}
-
-
-def peer() -> Path:
-    """The interpreter of an environment with the peer; made at the first run."""
-    python = PEER / "bin" / "python"
-    if not (PEER / ".installed").exists():
-        print("installing guard-agent 3.2.4 beside, once", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", PEER], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-qq", "guard-agent==3.2.4"], check=True)
-        (PEER / ".installed").touch()
-    return python
 
 
 def measure(python: Path, row: str, count: int, folder: Path) -> dict[str, float]:
@@ -65,7 +55,10 @@ def measure(python: Path, row: str, count: int, folder: Path) -> dict[str, float
 
 
 def main() -> None:
-    pythons = {"4.0.0": Path(sys.executable), "3.2.4": peer()}
+    pythons = {
+        "4.0.0": Path(sys.executable),
+        "3.2.4": peer("guard-agent-3.2.4", "guard-agent==3.2.4"),
+    }
     print(f"{'':34}{'4.0.0':>22}{'3.2.4':>22}{'ratio':>8}")
     with tempfile.TemporaryDirectory() as folder:
         for row, count in ROWS.items():

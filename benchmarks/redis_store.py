@@ -23,12 +23,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peers import peer
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HERE = Path(__file__).resolve().parent
 # 3.2.4 with a newer client leaves nearly all of a burst out, so that it cannot be compared.
-PEER = HERE.parent / ".bench" / "guard-agent-3.2.4-redis-6.4"
+PEER = "guard-agent-3.2.4-redis-6.4"
 PEER_NEEDS = ("guard-agent==3.2.4", "redis==6.4.0", "guard-core==4.4.0")
 BURST = 3_000
 TRICKLE = 500
@@ -203,17 +204,6 @@ def result(
     }
 
 
-def peer() -> Path:
-    """The interpreter of an environment with the peer; made at the first run."""
-    python = PEER / "bin" / "python"
-    if not (PEER / ".installed").exists():
-        print("installing guard-agent 3.2.4 beside, once", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", PEER], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-qq", *PEER_NEEDS], check=True)
-        (PEER / ".installed").touch()
-    return python
-
-
 def run(python: Path, what: str, url: str) -> dict[str, float]:
     done = subprocess.run(
         [python, __file__, "--measure", what, url],
@@ -254,7 +244,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="an interpreter that has 3.2.4 and redis 6.4")
     options = parser.parse_args()
     if not options.measure:
-        compare(options.peer or peer())
+        compare(options.peer or peer(PEER, *PEER_NEEDS))
         return
     logging.disable(logging.CRITICAL)
     measures: dict[str, Callable[[str], Any]] = {"store": measure_store, "buffer": measure_buffer}
