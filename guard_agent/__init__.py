@@ -32,6 +32,7 @@ from guard_agent.core.helpers import (
     validate_config,
 )
 from guard_agent.core.hookspecs import hookimpl
+from guard_agent.core.host_redis import HostRedis
 from guard_agent.core.interfaces import (
     Accepted,
     Appended,
@@ -126,6 +127,7 @@ __all__ = [
     "Appended",
     "DestinationDepth",
     "DeadLetter",
+    "HostRedis",
     "Level",
     "Stage",
     "EnrichFunction",

@@ -143,8 +143,15 @@ class GuardAgentHandler:
         return self._agent.stats()
 
     async def initialize_redis(self, redis_handler: Any) -> None:
-        """Learn of the Redis of the host application."""
-        self._agent.note_redis(redis_handler)
+        """
+        Use the Redis of the host application for what the configuration leaves open.
+
+        When no store was chosen, records wait there from now on: in a store on an own connection
+        for a Redis manager of the Guard engine and for a client of redis-py (with the package
+        ``guard-agent-redis``), else through the methods of the handler (`RedisHandlerProtocol`).
+        What releases 3.x left there is taken over once. Returns at once.
+        """
+        self._agent.use_redis(redis_handler, asyncio.get_running_loop())
 
     async def _wait(self, future: Future[Any], timeout: float) -> Any:
         return None if self._agent.in_own_thread else await _within(future, timeout)
@@ -219,8 +226,8 @@ class SyncGuardAgentHandler:
         return self._agent.stats()
 
     def initialize_redis(self, redis_handler: Any) -> None:
-        """Learn of the Redis of the host application."""
-        self._agent.note_redis(redis_handler)
+        """Use the Redis of the host application; see `GuardAgentHandler.initialize_redis`."""
+        self._agent.use_redis(redis_handler, _running_loop())
 
     def _wait(self, future: Future[Any], timeout: float) -> Any:
         return None if self._agent.in_own_thread else _result(future, timeout)
@@ -334,11 +341,14 @@ def _forget() -> None:
 
 
 def _loop_runs_here() -> bool:
+    return _running_loop() is not None
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return None
 
 
 async def _within(future: Future[Any], timeout: float) -> Any:

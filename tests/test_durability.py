@@ -29,7 +29,7 @@ assert agent.flush_to_store() is True
 agent.flush_buffer()  # the collector asks for rest: nothing is on its way any more
 status = agent.get_status()
 assert (status.level, status.loss_window_seconds) == ("journal", 0.05)
-assert status.store == {"sync": "normal"}
+assert status.store == {"name": "disk", "sync": "normal"}
 os.kill(os.getpid(), signal.SIGKILL)
 """
 )

@@ -28,6 +28,8 @@ from guard_agent.core.delivery.gate import Gate, GateState
 from guard_agent.core.delivery.lanes import Lanes
 from guard_agent.core.delivery.worker import COMMIT_INTERVAL, Worker, inside
 from guard_agent.core.errors import BufferFullError, GuardAgentError
+from guard_agent.core.host_redis import HostRedis
+from guard_agent.core.intake.leftovers import Leftovers
 from guard_agent.core.intake.pipeline import Pipeline
 from guard_agent.core.intake.ring import Ring
 from guard_agent.core.interfaces import DestinationDepth, Level, Record
@@ -107,6 +109,11 @@ class _Run:
             for source in components.rules
         ]
         self.stopped: Future[None] | None = None
+        self._plan = plan
+        self._config = config
+        self._store_limit = store_limit
+        self._host: HostRedis | None = None
+        self._adopting = asyncio.Lock()
         self._lock = threading.RLock()
         self._started = False
         self.start_again_at: float | None = None
@@ -175,6 +182,43 @@ class _Run:
         _watch_multiprocessing()
         if self._eager_rules:
             self.worker.want_rules()
+        if self._host is not None:
+            self.worker.submit(partial(self._adopt, self._host))
+
+    # --- the Redis of the host application --------------------------------------------------------
+
+    def use_redis(self, host: HostRedis) -> None:
+        """Use it for what the owner has left open, as soon as the thread runs."""
+        with self._lock:
+            if self._host is host:
+                return
+            self._host = host
+            if self._started:
+                self.worker.submit(partial(self._adopt, host))
+
+    async def _adopt(self, host: HostRedis) -> None:
+        async with self._adopting:
+            # In the agent's thread: it may import a package.
+            if self.lanes.durable is None and (store := self._plan.adopt(host)) is not None:
+                self.lanes.attach(SafeStore(store, self._store_limit))
+                await self.worker.settle()
+        if self.lanes.durable is not None:
+            await Leftovers(host, self._take_leftover, self.worker.flush_to_store).take_over()
+
+    def _take_leftover(self, kind: Kind, source: Mapping[str, Any]) -> bool:
+        enabled = self._config.enable_events if kind == "event" else self._config.enable_metrics
+        if not enabled:
+            return True
+        record = self.pipeline.encode(kind, source)
+        if isinstance(record, Record):
+            return self.ring.put(record, evict=False)
+        self.ring.drop(record)
+        return True
+
+    async def flush_to_store(self) -> bool:
+        """See `Worker.flush_to_store`; waits for a store that is being adopted."""
+        async with self._adopting:
+            return await self.worker.flush_to_store()
 
     def stop(self, limit: float) -> Future[None]:
         """Close the ring, end the thread if there is one; the same future for everybody."""
@@ -280,7 +324,7 @@ class Agent:
         self._lock = threading.RLock()
         self._building = False
         self._run: _Run | None = None
-        self._redis_noted = False
+        self._host: HostRedis | None = None
         self._error_callback_failed = False
         self._evict = self.config.buffer_overflow_policy == "drop"
         self._current()
@@ -407,7 +451,7 @@ class Agent:
         run = self._current()
         if run.stopped is not None or not run.ensure_started():
             return _done(False)
-        return run.worker.submit(run.worker.flush_to_store)
+        return run.worker.submit(run.flush_to_store)
 
     # --- rules, status ----------------------------------------------------------------------------
 
@@ -496,16 +540,19 @@ class Agent:
             "destinations": status.destinations,
         }
 
-    def note_redis(self, handler: Any) -> None:
-        """The host's Redis, for a store that can use it. The store in use does not."""
-        if not self._redis_noted:
-            self._redis_noted = True
-            logger.info(
-                "the app has a Redis (%s); records wait in the store %r, choose another with "
-                "AgentConfig(store=...)",
-                type(handler).__name__,
-                self.plan.store.instance,
-            )
+    def use_redis(self, handler: Any, loop: asyncio.AbstractEventLoop | None) -> None:
+        """
+        Use the Redis of the host application, unless the owner has chosen a store.
+
+        Returns at once. ``loop`` is the event loop to which the handler belongs, if it has one.
+        """
+        if handler is None:
+            return
+        with self._lock:
+            host = self._host
+            if host is None or host.handler is not handler or host.loop is not loop:
+                host = self._host = HostRedis(handler, loop)
+        self._current().use_redis(host)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -521,6 +568,8 @@ class Agent:
                 self._building = inside.agent = True
                 try:
                     self._run = _Run(self.plan, self.config, self._report_error)
+                    if self._host is not None:
+                        self._run.use_redis(self._host)
                 finally:
                     self._building = inside.agent = False
             return self._run
@@ -542,6 +591,8 @@ class Agent:
         if self._run is not None:
             _inherited.append(self._run)
         self._run = None
+        if self._host is not None:  # whose event loop does not run here
+            self._host = HostRedis(self._host.handler, None)
         self._building = False
         self._lock = threading.RLock()
 

@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -183,6 +184,19 @@ class AgentConfig(BaseModel):
                 return self._origins[path] or None
             path = path.rpartition(".")[0]
         return None
+
+    @property
+    def project_key(self) -> str:
+        """
+        What tells the records of this project from others in a store that several may share.
+
+        The project; when it is not set, a digest of the collector and the key, because the records
+        of one owner must never leave with the key of another.
+        """
+        if self.project_id:
+            return self.project_id
+        owner = f"{self.endpoint}\0{self.api_key}".encode()
+        return f"key-{blake2b(owner, digest_size=8).hexdigest()}"
 
     @field_validator("api_key")
     @classmethod

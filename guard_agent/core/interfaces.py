@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guard_agent.core.config import AgentConfig
+    from guard_agent.core.host_redis import HostRedis
     from guard_agent.core.models import AgentStatus
 
 Kind: TypeAlias = Literal["event", "metric"]
@@ -349,6 +350,22 @@ class BufferStore(Resource, ABC):
     """
 
     level: ClassVar[Level] = Level.MEMORY
+
+    @classmethod
+    def adopt(cls, host: HostRedis, context: PluginContext) -> BufferStore | None:  # noqa: ARG003 - for overriding
+        """
+        A store on the Redis that the host application handed to ``initialize_redis``.
+
+        Asked of the plugins ``redis`` and ``handler``, in the agent's thread, when the owner has
+        chosen no store. No I/O.
+
+        Returns:
+            None when this plugin does not know such a handler.
+
+        Raises:
+            GuardAgentError: it knows the handler, but cannot use it; says why.
+        """
+        return None
 
     def describe(self) -> Mapping[str, object]:
         """What an operator should see in health, such as ``{"sync": "full"}``. No secrets."""

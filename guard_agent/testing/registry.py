@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from guard_agent import BufferStore, Enricher, RuleSource, Transport, hookimpl
 from guard_agent.core.assembly.registry import Registry
-from guard_agent.plugins import console, disk, file, jsonl, memory, truncate
+from guard_agent.plugins import console, disk, file, handler, jsonl, memory, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +44,7 @@ def isolated_registry(*classes: type[Plugin]) -> Registry:
     What is installed in the environment is neither looked at nor imported.
     """
     registry = Registry()
-    for module in (console, disk, file, jsonl, memory, truncate):
+    for module in (console, disk, file, handler, jsonl, memory, truncate):
         name = module.__name__.rpartition(".")[2]
         registry.register(module, name=name, distribution="guard-agent")
     names = {cls.name for cls in classes}

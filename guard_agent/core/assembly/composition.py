@@ -84,7 +84,16 @@ class _Composer:
         problems = sorted(self._problems, key=lambda problem: not problem.fatal)
         if store is None or _any_fatal(problems):
             raise ConfigurationError(problems)
-        return Plan(config, enrichers, store, transports, rules, tuple(problems), fallback)
+        return Plan(
+            config,
+            enrichers,
+            store,
+            transports,
+            rules,
+            tuple(problems),
+            fallback,
+            self._registry,
+        )
 
     def _report(self, problems: Iterable[Problem]) -> None:
         self._problems.update(dict.fromkeys(problems))

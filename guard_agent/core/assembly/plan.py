@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast, get_args
 
 from guard_agent._version import __version__
@@ -31,9 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from guard_agent.core.assembly.inspection import ComponentKind
+    from guard_agent.core.assembly.registry import Registry
     from guard_agent.core.config import AgentConfig
+    from guard_agent.core.host_redis import HostRedis
 
 logger = logging.getLogger("guard_agent.composition")
+
+_ADOPTING = ("redis", "handler")
+"""Stores that can use the Redis of the host application, the better one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Plan:
     """What was left out or is doubtful; none of it is fatal."""
     fallback: Step | None = None
     """Takes over while ``store``, which outlives the process, is not available."""
+    registry: Registry | None = field(default=None, repr=False, compare=False)
+    """For what is only needed once the application hands something over; see `adopt`."""
 
     def build(self) -> Components:
         """
@@ -112,6 +119,41 @@ class Plan:
             transports=cast("tuple[Transport, ...]", tuple(built[transports_at:rules_at])),
             rules=cast("tuple[RuleSource, ...]", tuple(built[rules_at:])),
         )
+
+    def adopt(self, host: HostRedis) -> BufferStore | None:
+        """
+        A store on the Redis of the host application; None when it is not wanted or not possible.
+
+        It is not wanted when the owner has chosen a store. What is done is logged.
+        """
+        if "store" in self.config.model_fields_set or self.registry is None:
+            return None
+        destinations = tuple(step.instance for step in self.transports)
+        refused = False
+        for name in _ADOPTING:
+            cls = self.registry.load(name).classes.get("store")
+            if cls is None or not issubclass(cls, BufferStore):
+                continue
+            context = PluginContext(name, self.config, destinations, state_directory())
+            try:
+                store = cls.adopt(host, context)
+            except Exception as error:
+                # Where plugin meets core, with an object of the application in between.
+                logger.debug("%s cannot adopt %s", name, host.label, exc_info=True)
+                what = describe_exception(error, self.config.plugins.get(name))
+                logger.warning("the store %r cannot use %s: %s", name, host.label, what)
+                refused = True
+                continue
+            if store is not None:
+                logger.info("records wait in the store %r, on %s", name, host.label)
+                return store
+        if not refused:
+            logger.warning(
+                "initialize_redis() got a %s, which is no client of redis-py and has not the "
+                "methods of RedisHandlerProtocol; records wait in memory",
+                host.label,
+            )
+        return None
 
     def explain(self) -> str:
         """What was built, from which distribution, in which order, and why it is safe."""

@@ -8,6 +8,7 @@ shows, and neither records nor deliveries.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -60,6 +61,7 @@ class Lanes(BufferStore):
         self.memory = memory
         self.durable: BufferStore | None = None
         self._clock = clock
+        self._moving = asyncio.Lock()
         self._up = False
         self._retry_at = 0.0
         self._failures = 0
@@ -89,16 +91,25 @@ class Lanes(BufferStore):
         return None if self.durable is None or self._up else self._reason or "not open yet"
 
     def describe(self) -> Mapping[str, object]:
-        return self.durable.describe() if self.durable is not None else self.memory.describe()
+        store = self.memory if self.durable is None else self.durable
+        return {"name": store.context.instance, **store.describe()}
 
     async def open(self) -> None:
         await self.memory.open()
         await self._available()
 
-    async def settle(self) -> None:
-        """Bring what memory holds to the durable store, if it works."""
+    async def settle(self) -> bool:
+        """
+        Bring what memory holds to the durable store, if it works.
+
+        Returns:
+            Whether everything is in a store that outlives the process.
+        """
         if self._up:
             await self._move()
+        if not self._up:
+            return False
+        return not any(depth.pending for depth in (await self.memory.stats()).values())
 
     async def close(self) -> None:
         await self.memory.close()
@@ -238,6 +249,10 @@ class Lanes(BufferStore):
         With several destinations it stays: some of them may have a record already, and a store
         takes records for all of them only. It is delivered from memory.
         """
+        async with self._moving:
+            await self._move_all()
+
+    async def _move_all(self) -> None:
         names = self.memory.context.destinations
         if len(names) != 1 or self.durable is None:
             return

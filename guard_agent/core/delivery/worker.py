@@ -209,7 +209,13 @@ class Worker:
             Whether all of it is committed in a store that outlives the process.
         """
         await self._try_to_open_store()
-        return await self._move() and self._store.present_level is not Level.MEMORY
+        return await self._move() and await self._store.settle()
+
+    async def settle(self) -> None:
+        """Open a store that came later, and bring to it what memory holds."""
+        await self._try_to_open_store()
+        await self._store.release_expired()
+        self._set_due()
 
     async def first_rules(self, timeout: float) -> None:
         """Wait until a rule source answered for the first time, at most ``timeout`` seconds."""

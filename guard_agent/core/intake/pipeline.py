@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -153,9 +154,11 @@ def _id_generator() -> Callable[[], str]:
 def _read(kind: Kind, source: Any) -> Fields | None:
     """The fields of a model, a mapping or any object that has them; None when it is neither."""
     model = _MODELS[kind]
+    key = None
     try:
         # `isinstance` on a pydantic class costs as much as copying a dozen fields.
         if type(source) is not model and not isinstance(source, model):
+            key = _given_key(source) if kind == "metric" else None
             source = _validate(model, source)
         values: dict[str, Any] = source.__dict__
         if extra := source.__pydantic_extra__:
@@ -166,10 +169,24 @@ def _read(kind: Kind, source: Any) -> Fields | None:
             return None
         if fields.get("timestamp") is None:
             fields["timestamp"] = get_current_timestamp()
+        if key is not None:
+            fields["idempotency_key"] = key
     except (Exception, SystemExit):  # noqa: BLE001 - the object is foreign and may raise anything
         return None
     else:
         return fields
+
+
+def _given_key(source: Any) -> str | None:
+    """The UUID of a foreign metric, if it brings one; the model has no field for it."""
+    if isinstance(source, Mapping):
+        key = source.get("idempotency_key")
+    else:
+        key = getattr(source, "idempotency_key", None)
+    try:
+        return str(key if type(key) is UUID else UUID(key))
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def _is_number(value: object) -> bool:

@@ -144,7 +144,7 @@ class DiskStore(BufferStore):
             DiskStoreError: the folder names a home that does not exist.
         """
         folder = self.settings.path or self.context.state_dir
-        project = blake2b((self.context.config.project_id or "").encode(), digest_size=8)
+        project = blake2b(self.context.config.project_key.encode(), digest_size=8)
         try:
             return folder.expanduser().absolute() / f"disk-{project.hexdigest()}.db"
         except RuntimeError as error:

@@ -13,7 +13,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
+from redis.asyncio.connection import (
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -23,7 +28,7 @@ from guard_agent_redis.errors import ServerDownError, StoreUnavailableError, tra
 from guard_agent_redis.settings import split_address
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from guard_agent_redis.settings import RedisSettings
 
@@ -45,9 +50,10 @@ class Link:
     seconds, finds out whether it is back.
     """
 
-    def __init__(self, settings: RedisSettings) -> None:
+    def __init__(self, settings: RedisSettings, options: Mapping[str, Any] | None = None) -> None:
+        """``options`` are those of a connection of the client; ``settings`` say them otherwise."""
         self._deadline = settings.deadline
-        self._client, self._sentinels, self.where = _connect(settings)
+        self._client, self._sentinels, self.where = _connect(settings, options)
         self._slots = asyncio.Semaphore(CONNECTIONS)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._connected = False
@@ -160,13 +166,19 @@ class Link:
             await self._client.connection_pool.disconnect(inuse_connections=False)
 
 
-def _connect(settings: RedisSettings) -> tuple[Any, list[Any], str]:
+def _connect(
+    settings: RedisSettings, given: Mapping[str, Any] | None
+) -> tuple[Any, list[Any], str]:
     """
     Clients that have not connected yet, and a name of the server for messages.
 
     The first is for the server, a `redis.asyncio.Redis`; the others are for the sentinels.
     """
-    options: dict[str, Any] = dict(parse_url(settings.url.get_secret_value()))
+    options: dict[str, Any] = dict(
+        parse_url(settings.url.get_secret_value()) if given is None else given
+    )
+    if "path" in options:
+        options["connection_class"] = UnixDomainSocketConnection
     if settings.username is not None:
         options["username"] = settings.username
     if settings.password is not None:

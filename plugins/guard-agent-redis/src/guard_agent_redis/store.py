@@ -52,12 +52,14 @@ from guard_agent import (
     BufferStore,
     DeadLetter,
     DestinationDepth,
+    HostRedis,
     Lease,
     Level,
     PluginContext,
     Record,
 )
 from guard_agent_redis import codec
+from guard_agent_redis.adoption import adopt
 from guard_agent_redis.errors import StoreUnavailableError, code_of, translate
 from guard_agent_redis.link import Link
 from guard_agent_redis.server import check_version, find_hazards
@@ -87,12 +89,19 @@ class RedisStore(BufferStore):
     Settings = RedisSettings
     settings: RedisSettings
 
-    def __init__(self, settings: RedisSettings, context: PluginContext) -> None:
+    def __init__(
+        self,
+        settings: RedisSettings,
+        context: PluginContext,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``options`` of a connection of redis-py go before what the settings say of it."""
         super().__init__(settings, context)
+        self._options = options
         config = context.config
         self._max_records = settings.max_records or config.max_buffer_records
         self._max_bytes = settings.max_bytes or config.max_buffer_bytes
-        project = quote(config.project_id or "default", safe=" !\"#$&'()*+,/:;<=>?@[\\]^`|~")
+        project = quote(config.project_key, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`|~")
         self._base = f"{settings.prefix}:{{{project}}}:"
         self._names = context.destinations
         self._link: Link | None = None
@@ -108,6 +117,11 @@ class RedisStore(BufferStore):
         self.hazards: tuple[str, ...] = ()
         """What in the server's own settings can lose records, in words."""
 
+    @classmethod
+    def adopt(cls, host: HostRedis, context: PluginContext) -> RedisStore | None:
+        adopted = adopt(host.handler, context.config.plugins.get(cls.name, {}))
+        return None if adopted is None else cls(adopted.settings, context, adopted.options)
+
     # --- open and close -------------------------------------------------------------------------
 
     def describe(self) -> Mapping[str, object]:
@@ -121,7 +135,7 @@ class RedisStore(BufferStore):
             StoreUnavailableError: it is not, or nobody answers; in one line.
         """
         await self.close()
-        self._link = link = Link(self.settings)
+        self._link = link = Link(self.settings, self._options)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             await check_version(link)

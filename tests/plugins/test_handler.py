@@ -1,0 +1,227 @@
+"""The store behind a Redis handler of the application, with the Guard engine's on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from guard_core.handlers.redis_handler import RedisManager
+from guard_core.models import SecurityConfig
+from guard_core.sync.handlers.redis_handler import RedisManager as BlockingRedisManager
+
+from guard_agent import GuardAgentError, HostRedis, Level
+from guard_agent.plugins.handler import (
+    JOURNAL,
+    OWNERS,
+    HandlerStore,
+    decode,
+    encode,
+    guard_agent_buffer_stores,
+)
+from guard_agent.plugins.memory import MemorySettings
+from guard_agent.testing.contracts import BufferStoreContract
+from guard_agent.testing.records import make_context, make_record
+from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
+
+BIG = 1 << 30
+
+
+class Application:
+    """An event loop in a thread of its own, like that of a web server."""
+
+    def __init__(self):
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
+    def close(self):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+
+@pytest.fixture(scope="module")
+def application():
+    application = Application()
+    yield application
+    application.close()
+
+
+@pytest.fixture(params=["asynchronous", "blocking"])
+def host(request, redis_server, application):  # noqa: F811 - the fixture of that name
+    """What an application hands over: its Redis manager, which is on a real server."""
+    redis_server.command("FLUSHALL")
+    config = SecurityConfig(redis_url=redis_server.url, redis_prefix="shop:")
+    if request.param == "blocking":
+        manager = BlockingRedisManager(config)
+        manager.initialize()
+        yield HostRedis(manager, None)
+        manager.close()
+    else:
+        manager = RedisManager(config)
+        application.run(manager.initialize())
+        yield HostRedis(manager, application.loop)
+        application.run(manager.close())
+
+
+def make(host, destinations=("one",), **config):
+    return HandlerStore(MemorySettings(), make_context(destinations=destinations, **config), host)
+
+
+async def journal(host):
+    """The ids of the records that a new process would find, in order."""
+    found = []
+    for key in sorted(await host.call("keys", f"{JOURNAL}:*")):
+        found += [
+            r.id
+            for r in decode(await host.call("get_key", JOURNAL, key.partition(f"{JOURNAL}:")[2]))
+        ]
+    return found
+
+
+class TestHandlerStoreContract(BufferStoreContract):
+    @pytest.fixture(autouse=True)
+    def _host(self, host):
+        self.host = host
+
+    def make_store(self, context):
+        return HandlerStore(MemorySettings(), context, self.host)
+
+
+async def test_an_append_is_written_down_before_it_is_confirmed(host):
+    store = make(host)
+    await store.open()
+    records = [make_record() for _ in range(3)]
+    assert (await store.append(records, evict=True)).stored == 3
+    assert await journal(host) == [record.id for record in records]
+    await store.close()
+
+
+async def test_the_journal_says_what_is_not_delivered_yet(host):
+    store = make(host, ("one", "two"))
+    await store.open()
+    records = [make_record() for _ in range(4)]
+    await store.append(records, evict=True)
+    for destination, amount in (("one", 4), ("two", 3)):
+        lease = await store.lease(destination, amount, BIG, 60)
+        assert lease is not None
+        await store.ack(lease, list(lease.entries))
+    assert await journal(host) == [records[3].id]
+    lease = await store.lease("two", 1, BIG, 60)
+    assert lease is not None
+    await store.bury(lease, list(lease.entries), "refused")
+    assert await host.call("keys", f"{JOURNAL}:*") == []
+    await store.close()
+    assert await host.call("keys", f"{OWNERS}:*") == []
+
+
+async def test_records_that_were_evicted_leave_the_journal(host):
+    store = make(host, max_buffer_records=3)
+    await store.open()
+    records = [make_record() for _ in range(5)]
+    for record in records:
+        await store.append([record], evict=True)
+    assert await journal(host) == [record.id for record in records[2:]]
+    await store.close()
+
+
+async def test_what_did_not_fit_is_not_in_the_journal(host):
+    store = make(host, max_buffer_records=3)
+    await store.open()
+    records = [make_record() for _ in range(5)]
+    assert (await store.append(records, evict=False)).stored == 3
+    assert await journal(host) == [record.id for record in records[:3]]
+    await store.close()
+
+
+async def test_a_process_takes_over_what_a_dead_one_left_and_one_of_two_gets_it(host):
+    dead = make(host)
+    await dead.open()
+    records = [make_record() for _ in range(50)]
+    for start in range(0, 50, 10):
+        await dead.append(records[start : start + 10], evict=True)
+    await host.call("delete", OWNERS, dead._owner)  # its time has run out
+
+    living = [make(host), make(host)]
+    await asyncio.gather(*[store.open() for store in living])
+    found = []
+    for store in living:
+        while (lease := await store.lease("one", 100, BIG, 60)) is not None:
+            found += [record.id for record in lease.entries.values()]
+            await store.ack(lease, list(lease.entries))
+    assert sorted(found) == sorted(record.id for record in records)
+    for store in living:
+        await store.close()
+    assert await host.call("keys", f"{JOURNAL}:*") == []
+
+
+async def test_what_a_living_process_wrote_down_is_left_alone(host):
+    one, other = make(host), make(host)
+    await one.open()
+    await one.append([make_record()], evict=True)
+    await other.open()
+    assert await other.lease("one", 100, BIG, 60) is None
+    assert len(await journal(host)) == 1
+    await other.close()
+    await one.close()
+
+
+async def test_there_is_no_room_for_all_that_was_left(host):
+    dead = make(host)
+    await dead.open()
+    records = [make_record() for _ in range(5)]
+    await dead.append(records, evict=True)
+    await host.call("delete", OWNERS, dead._owner)
+    small = make(host, max_buffer_records=3)
+    await small.open()
+    assert (await small.stats())["one"].pending == 3
+    assert sorted(await journal(host)) == sorted(record.id for record in records)
+    await small.close()
+
+
+async def test_a_page_that_cannot_be_read_is_removed_and_said(host, caplog):
+    await host.call("set_key", JOURNAL, "somebody:1", '["junk"]')
+    await host.call("set_key", JOURNAL, "somebody:2", '[1,[["id","sound",1,0.0,"{}"]]]')
+    store = make(host)
+    await store.open()
+    assert await host.call("keys", f"{JOURNAL}:*") == []
+    assert [record.levelname for record in caplog.records if "journal" in record.message] == [
+        "WARNING",
+        "WARNING",
+    ]
+    await store.close()
+
+
+async def test_a_manager_that_is_switched_off_is_refused(host):
+    host.handler.config.enable_redis = False
+    with pytest.raises(GuardAgentError, match="does not keep what it is given"):
+        await make(host).open()
+
+
+async def test_without_the_application_s_event_loop_nothing_is_promised(redis_server):  # noqa: F811
+    manager = RedisManager(SecurityConfig(redis_url=redis_server.url))
+    with pytest.raises(GuardAgentError, match="no event loop"):
+        HandlerStore.adopt(HostRedis(manager, None), make_context(destinations=("one",)))
+
+
+def test_it_is_offered_but_cannot_be_chosen():
+    assert guard_agent_buffer_stores() == [HandlerStore]
+    assert HandlerStore.level is Level.JOURNAL
+    with pytest.raises(GuardAgentError, match="initialize_redis"):
+        HandlerStore(MemorySettings(), make_context(destinations=("one",)))
+
+
+def test_an_object_without_the_methods_is_not_adopted():
+    assert (
+        HandlerStore.adopt(HostRedis(object(), None), make_context(destinations=("one",))) is None
+    )
+
+
+def test_a_page_holds_any_record():
+    records = [make_record(reason="ä\u2028\x00"), make_record(kind="metric")]
+    assert decode(encode(records)) == records
+    assert decode(encode(records).encode()) == records
