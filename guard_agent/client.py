@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from guard_agent.core.agent import STOP_SLACK, Agent
+from guard_agent.core.agent import STOP_SLACK, Agent, process_hooks
 from guard_agent.core.errors import GuardAgentError
 
 if TYPE_CHECKING:
@@ -303,8 +302,6 @@ def _agent_for(config: AgentConfig | None) -> Agent:
         from guard_agent.core.assembly.composition import compose  # noqa: PLC0415
         from guard_agent.core.assembly.configfile import load_config, resolve  # noqa: PLC0415
 
-        if agent is None and hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_forget)
         _process.composing = True
         try:
             agent = Agent(compose(load_config() if config is None else resolve(config)))
@@ -338,6 +335,9 @@ def _forget() -> None:
     """In a forked child: another thread of the parent may have held the lock."""
     _process.lock = threading.RLock()
     _process.composing = False
+
+
+process_hooks.on_fork(_forget)
 
 
 def _loop_runs_here() -> bool:

@@ -9,10 +9,7 @@ parent's.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
-import os
-import sys
 import threading
 import time
 import weakref
@@ -26,7 +23,7 @@ from guard_agent.core.delivery.calls import SafeStore
 from guard_agent.core.delivery.destination import Destination
 from guard_agent.core.delivery.gate import Gate, GateState
 from guard_agent.core.delivery.lanes import Lanes
-from guard_agent.core.delivery.worker import COMMIT_INTERVAL, Worker, inside
+from guard_agent.core.delivery.worker import COMMIT_INTERVAL, Worker
 from guard_agent.core.errors import BufferFullError, GuardAgentError
 from guard_agent.core.host_redis import HostRedis
 from guard_agent.core.intake.leftovers import Leftovers
@@ -35,6 +32,8 @@ from guard_agent.core.intake.ring import Ring
 from guard_agent.core.interfaces import DestinationDepth, Level, Record
 from guard_agent.core.ledger import DropReason, Ledger
 from guard_agent.core.models import AgentStatus
+from guard_agent.core.processes import ProcessHooks
+from guard_agent.core.reentry import mark
 from guard_agent.core.rules.engine_link import update_rule_managers
 from guard_agent.core.rules.keeper import RuleKeeper, cache_path
 
@@ -63,6 +62,7 @@ class _Run:
 
     def __init__(self, plan: Plan, config: AgentConfig, on_error: Callable[..., None]) -> None:
         components = plan.build()
+        self.inside = mark()
         names = tuple(transport.context.instance for transport in components.transports)
         self.started_at = time.monotonic()
         self.ledger = Ledger(names)
@@ -169,6 +169,8 @@ class _Run:
                 return
             first = self.start_again_at is None
             self.start_again_at = time.monotonic() + _START_RETRY
+            if not process_hooks.may_start():
+                return
             try:
                 self.worker.start()
             except (RuntimeError, OSError) as error:
@@ -179,7 +181,7 @@ class _Run:
                 return
             self._started = True
             self.start_again_at = None
-        _watch_multiprocessing()
+        process_hooks.started()
         if self._eager_rules:
             self.worker.want_rules()
         if self._host is not None:
@@ -329,7 +331,6 @@ class Agent:
         self._evict = self.config.buffer_overflow_policy == "drop"
         self._current()
         _agents.add(self)
-        _register_hooks()
 
     # --- records ----------------------------------------------------------------------------------
 
@@ -346,9 +347,10 @@ class Agent:
         """
         run = self._run
         if run is None:
-            if getattr(inside, "agent", False):
+            if getattr(mark(), "agent", False):
                 return None  # caused by building the very run that would count it
             run = self._current()
+        inside = run.inside
         if getattr(inside, "agent", False):
             run.ring.drop(DropReason.INTERNAL)
             return None
@@ -565,6 +567,7 @@ class Agent:
                 msg = "the agent was called by something that building it called"
                 raise GuardAgentError(msg)
             if self._run is None:
+                inside = mark()
                 self._building = inside.agent = True
                 try:
                     self._run = _Run(self.plan, self.config, self._report_error)
@@ -610,17 +613,6 @@ _inherited: list[_Run] = []
 Runs of parent processes. Kept alive on purpose: collecting them would close the parent's sockets
 and files from the child.
 """
-_hooks_registered = False
-
-
-def _register_hooks() -> None:
-    global _hooks_registered  # noqa: PLW0603 - once per process
-    if _hooks_registered:
-        return
-    _hooks_registered = True
-    atexit.register(_stop_all)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget_all)
 
 
 def _stop_all() -> None:
@@ -630,19 +622,14 @@ def _stop_all() -> None:
             wait()
 
 
-def _watch_multiprocessing() -> None:
-    """A forked child of `multiprocessing` ends without running what `atexit` knows."""
-    process = sys.modules.get("multiprocessing.process")
-    if process is not None and process.parent_process() is not None:
-        from multiprocessing.util import Finalize  # noqa: PLC0415 - it is loaded there
-
-        Finalize(None, _stop_all, exitpriority=10)
-
-
 def _forget_all() -> None:
-    inside.agent = False
+    mark().agent = False
     for agent in list(_agents):
         agent._after_fork()  # noqa: SLF001 - the process hook of this class
+
+
+process_hooks = ProcessHooks(_stop_all)
+process_hooks.on_fork(_forget_all)
 
 
 def _wait(future: Future[Any], timeout: float) -> None:

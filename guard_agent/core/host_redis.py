@@ -7,8 +7,8 @@ import inspect
 import threading
 from typing import TYPE_CHECKING, Any
 
-from guard_agent.core.delivery.worker import inside
 from guard_agent.core.errors import GuardAgentError
+from guard_agent.core.reentry import mark
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -87,6 +87,7 @@ class _Unheard:
         # Step by step, because between two steps the thread does other work of the application.
         work = self._work.__await__()
         step, value = work.send, None
+        inside = mark()
         while True:
             inside.agent = True
             try:
@@ -121,7 +122,7 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
             future.set_exception(error)
 
     def work() -> None:
-        inside.agent = True
+        mark().agent = True
         result, error = None, None
         try:
             result = function()

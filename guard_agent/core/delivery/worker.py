@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from guard_agent.core.delivery.calls import Calls, finish
 from guard_agent.core.interfaces import DestinationDepth, Level
 from guard_agent.core.ledger import DropReason
+from guard_agent.core.reentry import mark
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -44,9 +45,6 @@ _EXPIRY_INTERVAL = 5.0
 _RESTART_MAX = 60.0
 _CLOSE_SHARE = 0.25
 """Share of the time to stop that is kept for closing what is open."""
-
-inside = threading.local()
-"""``inside.agent``: this thread does the agent's work right now; what it records is not taken."""
 
 
 class Worker:
@@ -238,7 +236,7 @@ class Worker:
     def _run(self) -> None:
         loop = self._loop
         assert loop is not None  # noqa: S101 - `start` made it
-        inside.agent = True
+        mark().agent = True
         asyncio.set_event_loop(loop)
         try:
             loop.run_until_complete(self._main())

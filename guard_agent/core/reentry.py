@@ -1,0 +1,21 @@
+"""The mark that keeps the agent's own doings from coming back to it as records."""
+
+from __future__ import annotations
+
+import threading
+
+_mark = threading.local()
+
+
+def mark() -> threading.local:
+    """
+    ``mark().agent`` is true in a thread that does the agent's work right now.
+
+    What such a thread records is not taken. Ask anew for each run of the agent: when gevent has
+    replaced the threads of the interpreter since, as in a worker that gunicorn forked from an
+    application it had loaded before, the mark of a thread would be that of all greenlets in it.
+    """
+    global _mark  # noqa: PLW0603 - one for the process
+    if type(_mark) is not threading.local:
+        _mark = threading.local()
+    return _mark
