@@ -17,7 +17,13 @@ from guard_agent_http.answers import Answer, one_line
 from guard_agent_http.install import resolve_install_id
 from guard_agent_http.proxy import environment_proxy
 from guard_agent_http.resolver import ThreadResolver
-from guard_agent_http.tls import TlsFileError, TlsFiles, certificate_fault, handshake_fault
+from guard_agent_http.tls import (
+    TlsFileError,
+    TlsFiles,
+    certificate_fault,
+    handshake_fault,
+    hang_up_fault,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -330,6 +336,8 @@ class CollectorClient:
             fault = one_line(self._hide(certificate_fault(error.certificate_error)))
             return Paused(f"the certificate of {self.origin} is not valid: {fault}")
         tls = handshake_fault(error)
+        if tls is None and self._tls is not None and _is_hang_up(error):
+            tls = hang_up_fault(), False
         if tls is None:
             return None
         self._tls_failed = True
@@ -407,6 +415,13 @@ async def _read(response: aiohttp.ClientResponse, content: bytearray, limit: int
             del content[limit:]
             return False
     return True
+
+
+def _is_hang_up(error: BaseException) -> bool:
+    """Whether a connection that was there got lost before the request."""
+    return isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+        error.os_error, (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+    )
 
 
 def header_value(name: str, value: str) -> str:

@@ -19,29 +19,26 @@ _EXPIRED = (9, 10)
 _UNKNOWN_ISSUER = (2, 18, 19, 20, 21, 27)
 _WRONG_NAME = (62, 64)
 
+# Reasons of OpenSSL, and what stands behind ALERT_ when the other side gives them.
 _NO_TLS = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "UNKNOWN_PROTOCOL"}
 )
 _OLD_TLS = frozenset(
-    {
-        "UNSUPPORTED_PROTOCOL",
-        "NO_PROTOCOLS_AVAILABLE",
-        "TLSV1_ALERT_PROTOCOL_VERSION",
-        "VERSION_TOO_LOW",
-    }
+    {"UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE", "VERSION_TOO_LOW", "PROTOCOL_VERSION"}
 )
 _REFUSED_CERTIFICATE = frozenset(
     {
-        "SSLV3_ALERT_BAD_CERTIFICATE",
-        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
-        "SSLV3_ALERT_CERTIFICATE_REVOKED",
-        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
-        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-        "TLSV1_ALERT_ACCESS_DENIED",
-        "TLSV1_ALERT_UNKNOWN_CA",
+        "BAD_CERTIFICATE",
+        "CERTIFICATE_EXPIRED",
+        "CERTIFICATE_REQUIRED",
+        "CERTIFICATE_REVOKED",
+        "CERTIFICATE_UNKNOWN",
+        "UNSUPPORTED_CERTIFICATE",
+        "ACCESS_DENIED",
+        "UNKNOWN_CA",
     }
 )
+_WANTS = "TLS 1.2 or newer is spoken here, and it may want a client certificate (client_cert_file)"
 
 
 class TlsFileError(GuardAgentError):
@@ -136,13 +133,21 @@ def handshake_fault(error: BaseException | None) -> tuple[str, bool] | None:
     if tls is None:
         return None
     reason = tls.reason or ""
+    alert = reason.partition("ALERT_")[2]
     if reason in _NO_TLS:
         return "what listens there does not speak TLS: check scheme and port of endpoint", False
-    if reason in _OLD_TLS:
+    if reason in _OLD_TLS or alert in _OLD_TLS:
         return "it does not offer TLS 1.2 or newer, and nothing older is spoken", True
-    if reason in _REFUSED_CERTIFICATE:
+    if alert in _REFUSED_CERTIFICATE:
         return f"it refused this agent's certificate ({reason}): check client_cert_file", True
+    if alert == "HANDSHAKE_FAILURE":
+        return f"it broke off the TLS handshake ({reason}): {_WANTS}", False
     return f"the TLS handshake failed ({reason or tls.strerror or tls})", False
+
+
+def hang_up_fault() -> str:
+    """What to say when the other side closed in the middle of the handshake and gave no reason."""
+    return f"it closed the connection during the TLS handshake: {_WANTS}"
 
 
 def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
