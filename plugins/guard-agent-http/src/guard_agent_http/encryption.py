@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from guard_agent import EncryptionConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
@@ -23,22 +25,29 @@ _MAKE_ONE = "make one with: python -c 'import secrets; print(secrets.token_urlsa
 class Cipher:
     """Seals bytes. Each call takes a fresh random nonce, so the same bytes never look the same."""
 
-    def __init__(self, key: str, where: str = "project_encryption_key") -> None:
+    def __init__(
+        self,
+        key: str,
+        where: str = "project_encryption_key",
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
         """
         Check the key and load the library.
 
         Args:
             key: 32 bytes in urlsafe base64, with or without padding.
             where: The setting it comes from, for error messages.
+            random: Makes that many bytes nobody can foresee, never the same again.
 
         Raises:
             EncryptionConfigError: saying what is wrong, where, and how to mend it; never the key.
         """
         self._aead = _load(where)(decode_key(key, where))
+        self._random = random
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt: urlsafe base64 of nonce, ciphertext and tag."""
-        nonce = secrets.token_bytes(NONCE_BYTES)
+        nonce = self._random(NONCE_BYTES)
         return urlsafe_b64encode(nonce + self._aead.encrypt(nonce, plain, None))
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr
 from guard_agent import (
     Batch,
     EncryptionConfigError,
+    Paused,
     PluginContext,
     SendResult,
     TooLarge,
@@ -22,7 +23,7 @@ from guard_agent_http.encryption import Cipher
 from guard_agent_http.envelope import Envelope, PlainEnvelope, SealedEnvelope
 
 if TYPE_CHECKING:
-    from guard_agent import AgentConfig, AgentStatus, Paused, Retry
+    from guard_agent import AgentConfig, AgentStatus, Retry
 
 _STATUS_PATH = "/api/v1/status"
 # A reason may quote what a collector answered, and that what stood in a record.
@@ -115,7 +116,14 @@ class HttpTransport(Transport):
         strategy = zlib.Z_HUFFMAN_ONLY if self._encrypts else zlib.Z_DEFAULT_STRATEGY
         packed = _gzip(body, strategy) if compressed else None
         answer = await self._post(self._envelope.path(batch.kind), body, packed, room)
-        return delivery_verdict(answer, batch) if isinstance(answer, Answer) else answer
+        if not isinstance(answer, Answer):
+            return answer
+        if self._encrypts and answer.status in (404, 405):
+            return Paused(
+                f"the collector has no place for encrypted batches ({answer.status}), and nothing "
+                "is sent unencrypted instead: check endpoint, or project_encryption_key"
+            )
+        return delivery_verdict(answer, batch)
 
     async def report(self, status: AgentStatus) -> SendResult:
         if self._encrypts:
