@@ -13,7 +13,6 @@ from guard_agent import (
     Accepted,
     AgentConfig,
     AgentStatus,
-    EncryptionConfigError,
     EventBatch,
     Paused,
     Retry,
@@ -306,11 +305,6 @@ def test_a_wrong_setting_is_refused_by_name(name, value):
 def test_a_value_of_the_agent_that_fits_no_header_is_refused_by_name(kit, tmp_path, name):
     with pytest.raises(ValueError, match=name):
         kit.transport("http://127.0.0.1:1", tmp_path, {name: "a\r\nX-Evil: 1"})
-
-
-def test_with_an_encryption_key_it_refuses_rather_than_send_plaintext(kit, tmp_path):
-    with pytest.raises(EncryptionConfigError, match="never send plaintext"):
-        kit.transport("http://127.0.0.1:1", tmp_path, {"project_encryption_key": "A" * 43})
 
 
 def test_secrets_are_not_shown(kit, tmp_path):
