@@ -364,6 +364,9 @@ class CollectorClient:
             return Retry(f"cannot connect to {target}: {self._say(error.os_error)}")
         if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
             return Retry(f"protocol: {place} did not answer in HTTP: {self._say(error)}")
+        # Since TLS 1.3 a certificate is refused after the handshake, and the reset that follows can
+        # overtake the reason.
+        self._tls_failed = self._tls is not None
         return Retry(f"the connection to {place} broke: {self._say(error)}")
 
     def _say(self, error: BaseException) -> str:
