@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import struct
 import threading
@@ -9,7 +8,7 @@ import time
 
 import pytest
 
-from guard_agent import Accepted, Paused, Reject, Retry, TooLarge
+from guard_agent import Accepted, Reject, Retry, TooLarge
 from guard_agent_http import Answer, CollectorClient, ThreadResolver
 
 
@@ -406,35 +405,6 @@ async def test_a_name_server_that_hangs_is_given_up_on(client):
         await resolver.close()
 
 
-async def test_plain_text_on_a_tls_port_is_retried(serve, client):
-    async with serve(no_http, raw=True) as server:
-        one = await client(server.url.replace("http:", "https:"))
-
-        assert isinstance(await one.request("GET", "/"), Retry)
-
-
-async def test_a_certificate_nobody_signed_pauses_and_is_never_accepted(client, kit, tmp_path):
-    trustme = pytest.importorskip("trustme")
-    ssl = pytest.importorskip("ssl")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-    asked = []
-
-    async def handle(reader, writer):
-        asked.append(await reader.read(1))
-        writer.transport.abort()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
-    one = await client(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-
-    result = await one.request("GET", "/")
-    server.close()
-
-    assert isinstance(result, Paused)
-    assert "certificate" in result.reason
-    assert asked == []
-
-
 async def test_cookies_are_not_kept(serve, client, kit):
     async with serve(kit.reply(200, b"", "Set-Cookie: a=b")) as server:
         one = await client(f"http://localhost:{server.port}")
@@ -456,95 +426,3 @@ async def test_netrc_is_not_read(serve, kit, tmp_path, monkeypatch):
         await transport.close()
 
     assert server.requests[0].all("Authorization") == [f"Bearer {kit.key}"]
-
-
-async def test_the_proxy_of_the_environment_is_used_with_its_credentials(
-    serve, client, kit, monkeypatch
-):
-    async with serve(kit.reply(200, {"via": "proxy"})) as proxy:
-        monkeypatch.setenv("http_proxy", f"http://me:p%40ss@127.0.0.1:{proxy.port}")
-        one = await client("http://collector.invalid/base")
-
-        result = await one.request("GET", "/x")
-
-    assert result.json() == {"via": "proxy"}
-    assert proxy.requests[0].target == "http://collector.invalid/base/x"
-    assert proxy.requests[0].one("Proxy-Authorization") == "Basic bWU6cEBzcw=="
-    assert proxy.requests[0].one("Authorization") == f"Bearer {kit.key}"
-
-
-async def test_https_goes_through_a_tunnel_that_never_sees_the_key(serve, client, kit, monkeypatch):
-    async with serve(kit.reply(502)) as proxy:
-        monkeypatch.setenv("all_proxy", f"me:pass@127.0.0.1:{proxy.port}")
-        one = await client("https://collector.invalid")
-
-        result = await one.request("GET", "/x")
-
-    (request,) = proxy.requests
-    assert (request.method, request.target) == ("CONNECT", "collector.invalid:443")
-    assert request.one("Proxy-Authorization") == "Basic bWU6cGFzcw=="
-    assert kit.key not in str(request.headers)
-    assert result == Retry("the proxy answered 502")
-
-
-async def test_a_proxy_that_wants_credentials_pauses(serve, client, kit, monkeypatch):
-    async with serve(kit.reply(407)) as proxy:
-        monkeypatch.setenv("https_proxy", proxy.url)
-        one = await client("https://collector.invalid")
-
-        result = await one.request("GET", "/x")
-
-    assert isinstance(result, Paused)
-    assert "proxy" in result.reason
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_loopback_is_never_proxied(serve, client, kit, monkeypatch, host):
-    async with serve() as proxy, serve() as server:
-        for name in ("http_proxy", "https_proxy", "all_proxy"):
-            monkeypatch.setenv(name, proxy.url)
-        one = await client(f"http://{host}:{server.port}")
-
-        result = await one.request("GET", "/")
-
-    assert result.status == 200
-    assert (proxy.connections, server.connections) == (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("environment", "more"),
-    [
-        ({"no_proxy": "collector.invalid"}, {}),
-        ({"no_proxy": ".invalid"}, {}),
-        ({"no_proxy": "*"}, {}),
-        ({}, {"use_proxy_environment": False}),
-    ],
-)
-async def test_a_proxy_can_be_ruled_out(serve, client, monkeypatch, environment, more):
-    def here(_host, port, **_):
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
-
-    async with serve() as proxy, serve() as server:
-        monkeypatch.setenv("http_proxy", proxy.url)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        one = await client(
-            f"http://collector.invalid:{server.port}", resolver=ThreadResolver(here), **more
-        )
-
-        result = await one.request("GET", "/")
-
-    assert result.status == 200
-    assert (proxy.connections, server.connections) == (0, 1)
-
-
-@pytest.mark.parametrize("address", ["socks5://me:secret@127.0.0.1:1080", "http://[", "://"])
-async def test_a_proxy_of_another_kind_is_named_and_not_used(client, monkeypatch, caplog, address):
-    monkeypatch.setenv("all_proxy", address)
-
-    with caplog.at_level(logging.WARNING, logger="guard_agent.http"):
-        one = await client("https://collector.invalid")
-
-    assert one._proxy is None
-    assert "use_proxy_environment" in caplog.text
-    assert "secret" not in caplog.text
