@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from guard_agent import Accepted, Reject, Retry, TooLarge
-from guard_agent_http import Answer, CollectorClient, ThreadResolver
+from guard_agent_http import Answer, CollectorClient, CollectorSettings, ThreadResolver
 
 
 @pytest.fixture
@@ -114,7 +119,7 @@ async def endless_headers(reader, writer):
         endless_headers,
     ],
 )
-async def test_a_broken_answer_is_retried(exchange, step):
+async def test_c16_a_broken_answer_is_retried(exchange, step):
     result, server = await exchange(step)
 
     assert isinstance(result, Retry)
@@ -125,13 +130,13 @@ async def test_a_broken_answer_is_retried(exchange, step):
     await asyncio.wait_for(server.closed.wait(), 10)
 
 
-async def test_a_server_that_hangs_up_at_once_is_retried(exchange):
+async def test_c16_a_server_that_hangs_up_at_once_is_retried(exchange):
     result, _ = await exchange(hang_up, raw=True)
 
     assert isinstance(result, Retry)
 
 
-async def test_a_closed_port_is_retried_and_named(kit, tmp_path):
+async def test_c17_a_closed_port_is_retried_and_named(kit, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -165,7 +170,7 @@ async def dripping_interim(reader, writer):
 
 
 @pytest.mark.parametrize("step", [silence, dripping_headers, dripping_body, dripping_interim])
-async def test_one_deadline_holds_for_everything_together(exchange, step):
+async def test_c15_c16_one_deadline_holds_for_everything_together(exchange, step):
     """
     Each byte in time does not add up to an answer in time.
     """
@@ -188,7 +193,7 @@ async def test_a_deadline_of_many_seconds_is_not_rounded(client):
     assert one._session.timeout.ceil_threshold > 7.25
 
 
-async def test_a_collector_that_takes_no_connection_is_given_up_on(client):
+async def test_c17_a_collector_that_takes_no_connection_is_given_up_on(client):
     """
     A full backlog: the kernel drops every further SYN.
     """
@@ -215,7 +220,7 @@ async def test_a_collector_that_takes_no_connection_is_given_up_on(client):
                 filler.close()
 
 
-async def test_of_an_endless_body_64_kib_are_read(serve, client):
+async def test_c19_of_an_endless_body_64_kib_are_read(serve, client):
     sent = 0
 
     async def endless(reader, writer):
@@ -238,6 +243,84 @@ async def test_of_an_endless_body_64_kib_are_read(serve, client):
     assert sent < 32 * 1024 * 1024
 
 
+ASK = """
+import asyncio, os, sys
+from pathlib import Path
+from guard_agent_http import CollectorClient
+
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+async def main():
+    client = CollectorClient(endpoint=sys.argv[1], api_key="k" * 12, install_id="test-install")
+    await client.open()
+    await client.request("GET", "/small")  # brings in what every request needs
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    answer = await client.request("GET", "/large")
+    print(len(answer.body), answer.complete, memory("VmHWM") - before)
+    await client.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
+@pytest.mark.parametrize("framing", ["Content-Length: 104857600", "Transfer-Encoding: chunked"])
+async def test_c19_a_huge_answer_costs_little_memory(serve, kit, framing):
+    """
+    At most 64 KiB are kept and 4 MiB used, whatever is sent.
+    """
+
+    async def huge(reader, writer):
+        writer.write(f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode())
+        block = b"[" * 65_536
+        for _ in range(1600):
+            writer.write(block if "Length" in framing else b"10000\r\n" + block + b"\r\n")
+            await writer.drain()
+
+    async with serve(kit.reply(), huge) as server:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", ASK, server.url), stdout=subprocess.PIPE
+        )
+        said, _ = await asyncio.wait_for(process.communicate(), 60)
+
+    body, complete, used = said.split()
+    assert (int(body), complete) == (64 * 1024, b"False")
+    assert int(used) <= 4 * 1024  # KiB
+
+
+async def test_c16_a_collector_that_is_stopped_is_given_up_on(client, tmp_path):
+    """
+    Its kernel still takes connections, nobody answers them.
+    """
+    script = Path(__file__).with_name("connect_proxy.py")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(script), str(tmp_path / "log")),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        port = int(await process.stdout.readline())
+        os.kill(process.pid, signal.SIGSTOP)
+        one = await client(f"http://127.0.0.1:{port}", deadline=0.3)
+
+        result = await one.request("POST", "/x", body=b"{}")
+
+        assert isinstance(result, Retry)
+        assert "0.3 s" in result.reason
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+def test_c15_by_default_a_request_takes_ten_seconds_at_most():
+    settings = CollectorSettings()
+
+    assert (settings.deadline, settings.connect_timeout) == (10.0, 3.0)
+
+
 @pytest.mark.parametrize(("size", "complete"), [(99, True), (100, True), (101, False)])
 async def test_the_limit_is_exact(serve, client, kit, size, complete):
     async with serve(kit.reply(200, b"x" * size)) as server:
@@ -247,7 +330,7 @@ async def test_the_limit_is_exact(serve, client, kit, size, complete):
     assert (len(result.body), result.complete) == (min(size, 100), complete)
 
 
-async def test_an_overlong_2xx_is_not_taken_for_a_yes(exchange, kit):
+async def test_c19_an_overlong_2xx_is_not_taken_for_a_yes(exchange, kit):
     result, _ = await exchange(kit.reply(200, b'{"a": "' + b"x" * 70_000 + b'"}'))
 
     assert isinstance(result, Retry)
@@ -308,7 +391,7 @@ async def test_after_a_refusal_a_new_connection_is_made(serve, kit, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-async def test_a_collector_that_stops_reading_keeps_no_socket(client):
+async def test_c16_a_collector_that_stops_reading_keeps_no_socket(client):
     """
     Closing would wait for the rest of the body to be sent; the connection must be cut.
     """
@@ -375,7 +458,7 @@ async def test_closing_ends_a_request_under_way(serve, kit, tmp_path):
         assert isinstance(await asyncio.wait_for(sending, 10), Retry)
 
 
-async def test_a_name_that_is_not_found_is_retried_and_named(client):
+async def test_c17_a_name_that_is_not_found_is_retried_and_named(client):
     def unknown(*_, **__):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -388,7 +471,7 @@ async def test_a_name_that_is_not_found_is_retried_and_named(client):
     )
 
 
-async def test_a_name_server_that_hangs_is_given_up_on(client):
+async def test_c17_a_name_server_that_hangs_is_given_up_on(client):
     go = threading.Event()
     resolver = ThreadResolver(lambda *_, **__: go.wait(10) and [])
     one = await client("https://collector.invalid", connect_timeout=0.1, resolver=resolver)

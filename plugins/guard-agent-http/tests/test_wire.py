@@ -108,7 +108,7 @@ def test_a_metric_that_is_sent_again_keeps_its_key(collector, start):
         datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=5, minutes=30))),
         datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(-timedelta(hours=12))),
         datetime(2026, 1, 2, 3, 4, 5),  # noqa: DTZ001 - as some callers have it
-        datetime.min,
+        datetime(1, 1, 1),  # noqa: DTZ001 - the same
         datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))),
         datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=timezone(-timedelta(hours=14))),
         datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=1, seconds=7))),
