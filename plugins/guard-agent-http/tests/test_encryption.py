@@ -6,9 +6,11 @@ import base64
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -173,6 +175,23 @@ async def test_the_same_batch_has_the_same_id_and_other_bytes_at_each_attempt(se
     assert first == second
     assert first[0]["batch_id"] == batch.id
     assert server.requests[0].body != server.requests[1].body
+
+
+async def test_the_decoder_in_the_readme_opens_what_is_sent(exchange, kit):
+    batch = kit.batch(3)
+    text = Path(__file__).parents[1].joinpath("README.md").read_text()
+    (source,) = re.findall(r"```python\n(.*?def open_batch.*?)```", text, re.DOTALL)
+    namespace = {}
+    exec(source, namespace)
+
+    _, server = await exchange(
+        kit.reply(), batch=batch, project_encryption_key=KEY, compression_enabled=False
+    )
+
+    body = json.loads(server.requests[0].body)
+    for key in (KEY, KEY.rstrip("=")):
+        opened_batch = namespace["open_batch"](body, key)
+        assert opened_batch == {"events": batch.decode(), "metrics": []}
 
 
 # --- keys -----------------------------------------------------------------------------------------

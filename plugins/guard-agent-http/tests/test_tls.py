@@ -109,6 +109,12 @@ async def test_an_authority_of_ones_own_is_trusted_when_named(authority, files, 
         assert server.requests[0].endswith(b"canary")
 
 
+async def test_the_system_may_be_told_in_the_environment(authority, files, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(files.ca))
+    with TlsServer(server_context(authority.issue_cert("localhost"))) as server:
+        assert (await ask(server.port)).status == 200
+
+
 async def test_a_named_authority_is_the_only_one(authority, stranger, files):
     with TlsServer(server_context(stranger.issue_cert("localhost"))) as server:
         assert isinstance(await ask(server.port, ca_file=files.ca), Paused)
