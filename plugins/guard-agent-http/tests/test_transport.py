@@ -308,6 +308,16 @@ def test_a_value_of_the_agent_that_fits_no_header_is_refused_by_name(kit, tmp_pa
         kit.transport("http://127.0.0.1:1", tmp_path, {name: "a\r\nX-Evil: 1"})
 
 
+def test_a_body_without_room_for_records_is_refused(kit, tmp_path):
+    """
+    Otherwise every record would be set aside as too large.
+    """
+    with pytest.raises(ValueError, match="leaves no room for records"):
+        kit.transport(
+            "http://127.0.0.1:1", tmp_path, {"guard_version": "x" * 4000}, max_body_bytes=4096
+        )
+
+
 def test_secrets_are_not_shown(kit, tmp_path):
     settings = HttpTransport.Settings(api_key="hide-me", payload_signing_secret="hide-me-too")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _STATUS_PATH = "/api/v1/status"
 # A reason may quote what a collector answered, and that what stood in a record.
 _QUOTING = frozenset({"error", "errors", "last_error", "reason"})
+_LEAST_ROOM = 1024
 # An answer that says something about every record needs room for that.
 _ANSWER_BYTES_PER_RECORD = 256
 # Level 6 takes twice the time of level 1 for 15 % fewer bytes (benchmarks/gzip_level.py), and the
@@ -82,6 +83,12 @@ class HttpTransport(Transport):
             if cipher is None
             else SealedEnvelope(cipher, settings.encryption_key_id, config)
         )
+        if self._envelope.room(settings.max_body_bytes) < _LEAST_ROOM:
+            msg = (
+                f"max_body_bytes ({settings.max_body_bytes}) leaves no room for records beside "
+                "project_id and guard_version: raise it, or shorten those"
+            )
+            raise ValueError(msg)
         enabled, threshold = settings.compression_enabled, settings.compression_threshold
         self._compress = config.compression_enabled if enabled is None else enabled
         self._threshold = config.compression_threshold if threshold is None else threshold
