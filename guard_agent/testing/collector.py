@@ -9,18 +9,21 @@ runs in a thread with an event loop of its own, so tests without a loop can use 
         ...
         collector.wait_for(lambda c: len(c.events) >= 3)
 
-It needs aiohttp: ``pip install guard-agent[testing]``.
+It needs aiohttp: ``pip install guard-agent[testing]``. To read encrypted batches it needs their
+key, and cryptography: ``pip install guard-agent-http[encryption]``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import binascii
 import hmac
 import json
 import socket
 import threading
 import time
 import zlib
+from base64 import b64decode, urlsafe_b64decode
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,16 +37,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     from typing_extensions import Self
 
 Route: TypeAlias = Literal["events", "metrics", "status", "rules"]
-"""What a request is about: the last part of its path."""
+"""What a request is about: the last part of its path. Encrypted batches are ``"events"``."""
 
 MAX_BODY = 16 * 1024 * 1024
 
+# AES-256-GCM, in bytes.
+_KEY, _NONCE, _TAG = 32, 12, 16
+
 _PREFIX = "/api/v1/"
+_ENCRYPTED = f"{_PREFIX}events/encrypted"
 _METHODS: dict[str, tuple[Route, str]] = {
     f"{_PREFIX}events": ("events", "POST"),
+    _ENCRYPTED: ("events", "POST"),
     f"{_PREFIX}metrics": ("metrics", "POST"),
     f"{_PREFIX}status": ("status", "POST"),
     f"{_PREFIX}rules": ("rules", "GET"),
@@ -87,7 +96,7 @@ class Received:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
-    """Inflated, if it was compressed and could be inflated."""
+    """Inflated, if it was compressed and could be inflated; an encrypted one stays encrypted."""
     wire_size: int
     """Bytes of the body as it travelled."""
     status: int | None
@@ -117,12 +126,26 @@ class Collector:
             are answered with 401. A header with another key is never accepted.
         port: 0 lets the system choose.
         max_body: Larger bodies, measured inflated, are answered with 413.
+        encryption_keys: What opens encrypted batches: one key, or several by their ids, as while a
+            key is replaced. Without any there is no place for such batches (404); one that no key
+            opens is answered with 403. Batches in clear are taken all the same: look at
+            `Received.path` for how a record came.
+
+    Raises:
+        ImportError: keys are given and cryptography is not installed.
+        ValueError: a key is not 32 bytes in urlsafe base64.
     """
 
     def __init__(
-        self, api_key: str | None = None, *, port: int = 0, max_body: int = MAX_BODY
+        self,
+        api_key: str | None = None,
+        *,
+        port: int = 0,
+        max_body: int = MAX_BODY,
+        encryption_keys: str | Mapping[str, str] | None = None,
     ) -> None:
         self._api_key = api_key
+        self._openers = _openers(encryption_keys)
         self._port = port
         self._max_body = max_body
 
@@ -390,7 +413,8 @@ class Collector:
             with self._changed:
                 answer = self._next_answer(route)
                 if answer.stores and route != "rules":
-                    self._store(route, _parse(route, body))
+                    inside = self._open(body) if request.path == _ENCRYPTED else body
+                    self._store(route, _parse(route, inside))
                 response = self._respond(request, route, answer)
                 self._note(request, body, len(wire), None if answer.disconnect else response.status)
         except _RefusedError as refused:
@@ -416,7 +440,7 @@ class Collector:
 
     def _check(self, request: web.BaseRequest) -> Route:
         known = _METHODS.get(request.path)
-        if known is None:
+        if known is None or (request.path == _ENCRYPTED and not self._openers):
             raise _RefusedError(404, f"there is no {request.path}")
         route, method = known
         if request.method != method:
@@ -440,6 +464,26 @@ class Collector:
         return bool(given) and all(
             hmac.compare_digest(key.encode(errors="surrogateescape"), expected) for key in given
         )
+
+    def _open(self, body: bytes) -> bytes:
+        """What is inside an encrypted batch."""
+        envelope = _parse("status", body)  # any object
+        payload, key_id = envelope.get("encrypted_payload"), envelope.get("key_id")
+        if not isinstance(payload, str) or not isinstance(key_id, (str, type(None))):
+            raise _RefusedError(422, "not an encrypted batch")
+        try:
+            raw = b64decode(payload.encode(), altchars=b"-_", validate=True)
+        except (UnicodeEncodeError, binascii.Error) as error:
+            raise _RefusedError(422, f"encrypted_payload is not base64: {error}") from error
+        if len(raw) < _NONCE + _TAG:
+            raise _RefusedError(422, "encrypted_payload is too short")
+        for name, opener in self._openers.items():
+            # Where either side names no key, every key may be the one.
+            if None not in (name, key_id) and name != key_id:
+                continue
+            if (inside := opener(raw)) is not None:
+                return inside
+        raise _RefusedError(403, "no key opens this batch")
 
     def _next_answer(self, route: Route) -> Answer:
         for position, (only, answer) in enumerate(self._script):
@@ -541,6 +585,37 @@ def _inflate(wire: bytes, encoding: str | None, limit: int) -> bytes:
     if not inflater.eof or inflater.unused_data:
         raise _RefusedError(400, "not one complete gzip member")
     return body
+
+
+def _openers(
+    keys: str | Mapping[str, str] | None,
+) -> dict[str | None, Callable[[bytes], bytes | None]]:
+    if keys is None:
+        return {}
+    # Here and not at the top: only who reads encrypted batches needs it.
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+    def opener(cipher: AESGCM) -> Callable[[bytes], bytes | None]:
+        def open_sealed(raw: bytes) -> bytes | None:
+            try:
+                return cipher.decrypt(raw[:_NONCE], raw[_NONCE:], None)
+            except InvalidTag:
+                return None
+
+        return open_sealed
+
+    named: list[tuple[str | None, str]] = (
+        [(None, keys)] if isinstance(keys, str) else [*keys.items()]
+    )
+    openers = {}
+    for key_id, text in named:
+        key = urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
+        if len(key) != _KEY:
+            msg = f"an encryption key has {_KEY} bytes in urlsafe base64, not {len(key)}"
+            raise ValueError(msg)
+        openers[key_id] = opener(AESGCM(key))
+    return openers
 
 
 def _refuse_constant(name: str) -> Any:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import http.client
 import json
+import os
 import socket
 import threading
 import urllib.error
@@ -472,3 +474,100 @@ def test_the_fixture_is_there_when_it_is_asked_for(pytester):
         """
     )
     pytester.runpytest_inprocess("-q", "-p", "no:asyncio").assert_outcomes(passed=1)
+
+
+# --- encrypted batches ----------------------------------------------------------------------------
+
+KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
+OTHER_KEY = base64.urlsafe_b64encode(bytes(range(1, 33))).decode()
+
+
+def sealed(document: Any, key: str = KEY) -> str:
+    aead = pytest.importorskip("cryptography.hazmat.primitives.ciphers.aead")
+    nonce = os.urandom(12)
+    cipher = aead.AESGCM(base64.urlsafe_b64decode(key))
+    return base64.urlsafe_b64encode(
+        nonce + cipher.encrypt(nonce, json.dumps(document).encode(), None)
+    ).decode()
+
+
+def post_sealed(collector: Collector, payload: Any, **outside: Any) -> httpx.Response:
+    return httpx.post(
+        f"{collector.url}/api/v1/events/encrypted",
+        json={"encrypted_payload": payload, "batch_id": "b", **outside},
+        trust_env=False,
+    )
+
+
+@pytest.mark.parametrize("key", [KEY, KEY.rstrip("=")])
+def test_an_encrypted_batch_of_both_kinds_is_opened(key):
+    with Collector(encryption_keys=key) as collector:
+        payload = sealed({"events": [event("e")], "metrics": [{"idempotency_key": "m"}]})
+        response = post_sealed(collector, payload)
+
+        assert (response.status_code, response.json()) == (200, {"success": True})
+        assert collector.events == [event("e")]
+        assert collector.metrics == [{"idempotency_key": "m"}]
+        (request,) = collector.requests
+        assert request.path == "/api/v1/events/encrypted"
+        assert json.loads(request.body)["encrypted_payload"] == payload
+
+
+def test_without_keys_there_is_no_place_for_encrypted_batches(collector):
+    assert post_sealed(collector, sealed({"events": []})).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("key", "key_id", "status"),
+    [
+        (KEY, "old", 200),
+        (OTHER_KEY, "new", 200),
+        (KEY, None, 200),
+        (OTHER_KEY, None, 200),
+        (OTHER_KEY, "old", 403),
+        (KEY, "unknown", 403),
+        (base64.urlsafe_b64encode(bytes(range(2, 34))).decode(), None, 403),
+    ],
+)
+def test_of_several_keys_the_named_one_opens_it(key, key_id, status):
+    with Collector(encryption_keys={"old": KEY, "new": OTHER_KEY}) as collector:
+        named = {} if key_id is None else {"key_id": key_id}
+        assert post_sealed(collector, sealed({"events": [event()]}, key), **named).status_code == (
+            status
+        )
+
+        assert len(collector.events) == (status == 200)
+
+
+def test_the_only_key_opens_a_batch_whatever_it_is_called():
+    with Collector(encryption_keys=KEY) as collector:
+        assert post_sealed(collector, sealed({"events": []}), key_id="2026").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("payload", "status"),
+    [
+        (None, 422),
+        (7, 422),
+        ("", 422),
+        ("QUJD", 422),
+        ("not base64!", 422),
+        ("é" * 60, 422),
+        ("A" * 64, 403),
+    ],
+)
+def test_what_is_no_encrypted_batch_is_refused(payload, status):
+    with Collector(encryption_keys=KEY) as collector:
+        assert post_sealed(collector, payload).status_code == status
+
+
+@pytest.mark.parametrize(("inside", "status"), [([], 422), ({"metrics": []}, 422), ("x", 422)])
+def test_what_is_inside_is_judged_like_a_batch_in_clear(inside, status):
+    with Collector(encryption_keys=KEY) as collector:
+        assert post_sealed(collector, sealed(inside)).status_code == status
+
+
+@pytest.mark.parametrize("key", ["", "shor", base64.urlsafe_b64encode(bytes(31)).decode()])
+def test_a_key_that_is_none_is_refused(key):
+    with pytest.raises(ValueError, match="32 bytes"):
+        Collector(encryption_keys=key)

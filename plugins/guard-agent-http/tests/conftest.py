@@ -8,7 +8,14 @@ from urllib.request import getproxies_environment
 
 import pytest
 
-from guard_agent import AgentConfig, Batch, PluginContext, Priority, Record
+from guard_agent import (
+    AgentConfig,
+    Batch,
+    PluginContext,
+    Priority,
+    Record,
+    client,
+)
 from guard_agent_http import HttpTransport
 
 KEY = "k" * 12
@@ -171,3 +178,19 @@ def exchange(serve, tmp_path):
                 await transport.close()
 
     return exchange
+
+
+@pytest.fixture
+def agent_config(tmp_path, monkeypatch):
+    """Make settings for the agent of this process; it is stopped when the test ends."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+
+    def make(**settings):
+        defaults = {"api_key": KEY, "endpoint": "http://127.0.0.1:1", "project_id": "shop"}
+        return AgentConfig(**{**defaults, "backoff_factor": 0.01, **settings})
+
+    yield make
+    if client._process.agent is not None:
+        client._process.agent.stop().result(10)

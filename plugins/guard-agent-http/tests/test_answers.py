@@ -42,7 +42,7 @@ MOMENT = datetime(1994, 11, 6, 8, 49, 37, tzinfo=timezone.utc).timestamp()
         (["Sun, 06 Nov 1994 08:49:37 " + "x" * 5000], None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date_and_at_most_an_hour(values, seconds):
+def test_c07_retry_after_is_seconds_or_a_date_and_at_most_an_hour(values, seconds):
     """
     RFC 9110, section 10.2.3.
     """
@@ -50,7 +50,7 @@ def test_retry_after_is_seconds_or_a_date_and_at_most_an_hour(values, seconds):
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-async def test_an_empty_2xx_is_accepted(exchange, kit, status):
+async def test_c01_an_empty_2xx_is_accepted(exchange, kit, status):
     result, _ = await exchange(kit.reply(status))
 
     assert result == Accepted()
@@ -59,7 +59,7 @@ async def test_an_empty_2xx_is_accepted(exchange, kit, status):
 @pytest.mark.parametrize(
     "body", [{}, {"success": True}, {"errors": []}, {"received": 1}, [], "ok", None, 7]
 )
-async def test_a_2xx_with_json_is_accepted(exchange, kit, body):
+async def test_c01_a_2xx_with_json_is_accepted(exchange, kit, body):
     result, _ = await exchange(kit.reply(200, body))
 
     assert result == Accepted()
@@ -83,7 +83,7 @@ async def test_json_is_recognised_whatever_its_content_type(exchange, kit):
         (b"[" * 20_000, "application/json"),
     ],
 )
-async def test_a_2xx_that_is_no_json_was_not_the_collector(exchange, kit, body, kind):
+async def test_c02_a_2xx_that_is_no_json_was_not_the_collector(exchange, kit, body, kind):
     """
     A captive portal answers 200 to everything: what it swallowed is not delivered.
     """
@@ -150,7 +150,7 @@ def item(index, status, **more):
         ),
     ],
 )  # fmt: skip
-async def test_an_answer_per_record_is_followed(exchange, kit, said, result):
+async def test_c03_an_answer_per_record_is_followed(exchange, kit, said, result):
     assert (await exchange(kit.reply(200, said), batch=kit.batch(3)))[0] == result
 
 
@@ -164,7 +164,7 @@ async def test_an_answer_per_record_is_followed(exchange, kit, said, result):
         {"errors": [{"index": 99, "error": "which one?"}]},
     ],
 )
-async def test_a_no_without_naming_records_is_retried(exchange, kit, said):
+async def test_c03_a_no_without_naming_records_is_retried(exchange, kit, said):
     result, _ = await exchange(kit.reply(200, said), batch=kit.batch(3))
 
     assert isinstance(result, Retry)
@@ -174,13 +174,14 @@ async def test_a_no_without_naming_records_is_retried(exchange, kit, said):
 @pytest.mark.parametrize(
     ("status", "headers", "after", "throttled"),
     [
-        (429, [], None, True),
-        (429, ["Retry-After: 3"], 3.0, True),
-        (429, ["Retry-After: nonsense", "Retry-After: 4"], 4.0, True),
-        (429, ["Retry-After: 1000000000"], 3600.0, True),
-        (503, ["Retry-After: 3"], 3.0, True),
+        pytest.param(429, [], None, True, id="c05"),
+        pytest.param(429, ["Retry-After: 3"], 3.0, True, id="c05-after"),
+        pytest.param(429, ["Retry-After: x", "Retry-After: 4"], 4.0, True, id="c07-garbage"),
+        pytest.param(429, ["Retry-After: nan"], None, True, id="c07-nan"),
+        pytest.param(429, ["Retry-After: 1000000000"], 3600.0, True, id="c07-far"),
+        pytest.param(503, ["Retry-After: 3"], 3.0, True, id="c05-503"),
+        pytest.param(503, ["Retry-After: -3"], None, False, id="c07-negative"),
         (503, [], None, False),
-        (503, ["Retry-After: -3"], None, False),
         (500, [], None, False),
         (502, [], None, False),
         (504, [], None, False),
@@ -189,7 +190,7 @@ async def test_a_no_without_naming_records_is_retried(exchange, kit, said):
         (425, [], None, False),
     ],
 )
-async def test_trouble_at_the_collector_is_retried(
+async def test_c05_c07_trouble_at_the_collector_is_retried(
     exchange, kit, status, headers, after, throttled
 ):
     result, _ = await exchange(kit.reply(status, {"detail": "later"}, *headers))
@@ -205,13 +206,13 @@ async def test_trouble_at_the_collector_is_retried(
     [
         (300, "endpoint"),
         (304, "endpoint"),
-        (401, "api_key"),
+        pytest.param(401, "api_key", id="c11-401"),
         (402, "account"),
-        (403, "api_key"),
-        (404, "endpoint"),
-        (405, "endpoint"),
+        pytest.param(403, "api_key", id="c11-403"),
+        pytest.param(404, "endpoint", id="c12-404"),
+        pytest.param(405, "endpoint", id="c12-405"),
         (407, "proxy"),
-        (410, "endpoint"),
+        pytest.param(410, "endpoint", id="c13-410"),
         (415, "compression_enabled"),
         (426, "endpoint"),
     ],
@@ -225,7 +226,7 @@ async def test_what_a_person_must_mend_pauses_and_says_what_to_check(exchange, k
 
 
 @pytest.mark.parametrize("status", [400, 409, 418, 422, 499])
-async def test_a_payload_at_fault_is_rejected(exchange, kit, status):
+async def test_c09_a_payload_at_fault_is_rejected(exchange, kit, status):
     result, _ = await exchange(kit.reply(status, {"detail": "field x"}))
 
     assert isinstance(result, Reject)
@@ -246,7 +247,7 @@ async def test_a_payload_at_fault_is_rejected(exchange, kit, status):
         (b"<html>", None),
     ],
 )
-async def test_413_is_too_large_with_the_limit_it_names(exchange, kit, body, limit):
+async def test_c08_413_is_too_large_with_the_limit_it_names(exchange, kit, body, limit):
     assert (await exchange(kit.reply(413, body)))[0] == TooLarge(limit)
 
 

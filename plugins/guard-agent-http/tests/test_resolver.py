@@ -47,7 +47,7 @@ async def test_an_address_needs_no_lookup(host, family):
     assert (found["host"], found["port"], found["family"]) == (host, 8080, family)
 
 
-async def test_a_name_is_looked_up_in_a_daemon_thread_of_its_own():
+async def test_c17_a_name_is_looked_up_in_a_daemon_thread_of_its_own():
     lookup = Lookup()
     lookup.go.set()
     resolver = ThreadResolver(lookup)
@@ -81,7 +81,7 @@ async def test_the_scope_of_a_link_local_address_is_kept():
     assert found["host"] == "fe80::1%3"
 
 
-async def test_lookups_of_one_name_share_a_thread_however_often_the_caller_gives_up():
+async def test_c17_lookups_of_one_name_share_a_thread_however_often_the_caller_gives_up():
     """
     A name server that hangs must not cost a thread per attempt.
     """

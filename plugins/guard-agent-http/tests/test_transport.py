@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 from datetime import datetime, timezone
+from functools import partial
 
 import pytest
 from pydantic import ValidationError
@@ -13,7 +14,6 @@ from guard_agent import (
     Accepted,
     AgentConfig,
     AgentStatus,
-    EncryptionConfigError,
     EventBatch,
     Paused,
     Retry,
@@ -308,9 +308,14 @@ def test_a_value_of_the_agent_that_fits_no_header_is_refused_by_name(kit, tmp_pa
         kit.transport("http://127.0.0.1:1", tmp_path, {name: "a\r\nX-Evil: 1"})
 
 
-def test_with_an_encryption_key_it_refuses_rather_than_send_plaintext(kit, tmp_path):
-    with pytest.raises(EncryptionConfigError, match="never send plaintext"):
-        kit.transport("http://127.0.0.1:1", tmp_path, {"project_encryption_key": "A" * 43})
+def test_a_body_without_room_for_records_is_refused(kit, tmp_path):
+    """
+    Otherwise every record would be set aside as too large.
+    """
+    with pytest.raises(ValueError, match="leaves no room for records"):
+        kit.transport(
+            "http://127.0.0.1:1", tmp_path, {"guard_version": "x" * 4000}, max_body_bytes=4096
+        )
 
 
 def test_secrets_are_not_shown(kit, tmp_path):
@@ -384,15 +389,71 @@ def test_the_agents_own_config_is_enough(tmp_path, kit):
     assert isinstance(transport.context.config, AgentConfig)
 
 
-async def test_a_redirect_is_never_followed(serve, exchange, kit):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_c14_a_redirect_is_never_followed(serve, exchange, kit, status):
+    """
+    No byte reaches the other place, let alone the key.
+    """
     async with serve() as elsewhere:
-        for status in (301, 302, 303, 307, 308):
-            location = f"Location: {elsewhere.url}/x?token=secret"
-            result, server = await exchange(kit.reply(status, b"", location))
+        location = f"Location: {elsewhere.url}/x?token=secret"
+        result, server = await exchange(kit.reply(status, b"", location))
 
-            assert isinstance(result, Paused)
-            assert f"redirects to {elsewhere.url} are" in result.reason
-            assert "secret" not in result.reason
-            assert len(server.requests) == 1
+        assert isinstance(result, Paused)
+        assert f"redirects to {elsewhere.url} are" in result.reason
+        assert "secret" not in result.reason
+        assert len(server.requests) == 1
+        assert elsewhere.connections == 0
 
-    assert elsewhere.connections == 0
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("http://169.254.169.254/latest/meta-data", "to http://169.254.169.254 are"),
+        ("//127.0.0.1/x", "redirects are"),
+        ("/elsewhere", "redirects are"),
+        ("http://[", "redirects are"),
+        ("file:///etc/passwd", "redirects are"),
+    ],
+)
+async def test_c14_wherever_it_leads(exchange, kit, location, shown):
+    result, server = await exchange(kit.reply(307, b"", f"Location: {location}"))
+
+    assert isinstance(result, Paused)
+    assert shown in result.reason
+    assert "set endpoint to the final address" in result.reason
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://169.254.169.254/",
+        "https://169.254.1.1",
+        "https://[fe80::1%25eth0]",
+        "https://[::ffff:169.254.169.254]",
+        "http://2852039166",
+        "http://metadata.google.internal/",
+        "file:///etc/passwd",
+        "ftp://collector.example",
+        "collector.example",
+        "https://user:hunter2@collector.example",
+        "https://hunter2@collector.example",
+    ],
+)
+def test_c22_an_endpoint_that_is_none_is_refused_by_name(endpoint):
+    for settings in (HttpTransport.Settings, partial(AgentConfig, api_key="k" * 12)):
+        with pytest.raises(ValidationError) as caught:
+            settings(endpoint=endpoint)
+
+        assert [error["loc"] for error in caught.value.errors()] == [("endpoint",)]
+        assert "hunter2" not in str(caught.value)
+
+
+def test_c22_plain_http_to_another_host_is_one_warning(kit, tmp_path, caplog):
+    for _ in range(3):
+        transport = kit.transport("http://c22.example", tmp_path)
+        assert transport.collector == "http://c22.example:80"
+
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "c22.example" in record.getMessage()

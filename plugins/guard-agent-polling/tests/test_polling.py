@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from pydantic import ValidationError
 
-from guard_agent import DynamicRules, Paused, Retry, RuleSet, Unchanged
+from guard_agent import DynamicRules, GuardAgentError, Paused, Retry, RuleSet, Unchanged
 from guard_agent_polling import PollingSource, guard_agent_rule_sources
 
 RULES = {"rule_id": "r", "version": 3, "ip_blacklist": ["192.0.2.1"]}
@@ -93,13 +93,13 @@ async def test_at_most_8_mib_are_read(fetch, kit, size, kind):
         (500, [], Retry, "500"),
         (408, [], Retry, "408"),
         (429, ["Retry-After: 5"], Retry, "429"),
-        (401, [], Paused, "api_key"),
-        (403, [], Paused, "api_key"),
+        pytest.param(401, [], Paused, "api_key", id="c11-401"),
+        pytest.param(403, [], Paused, "api_key", id="c11-403"),
         (404, [], Paused, "project_id"),
         (400, [], Paused, "400"),
         (413, [], Paused, "413"),
         (422, [], Paused, "422"),
-        (302, ["Location: http://127.0.0.1:1/"], Paused, "endpoint"),
+        pytest.param(302, ["Location: http://127.0.0.1:1/"], Paused, "endpoint", id="c14-302"),
     ],
 )
 async def test_refusals_keep_their_meaning(fetch, kit, status, headers, result, hint):
@@ -136,6 +136,18 @@ async def test_cancelling_and_closing_leave_nothing(kit, tmp_path):
         await source.close()
 
 
+@pytest.mark.parametrize("setting", ["ca_file", "client_cert_file"])
+async def test_c18_a_file_of_tls_that_is_missing_is_named(kit, tmp_path, setting):
+    missing = tmp_path / "missing.pem"
+    source = kit.source(tmp_path, endpoint="https://c.example.com", **{setting: missing})
+
+    with pytest.raises(GuardAgentError, match="No such file") as caught:
+        await source.open()
+
+    assert str(caught.value).startswith(f"{setting} '{missing}'")
+    await source.close()
+
+
 def test_it_shares_the_gate_of_its_collector(kit, tmp_path):
     source = kit.source(tmp_path, {"endpoint": "https://c.example.com/guard"})
 
@@ -153,6 +165,7 @@ def test_the_interval_is_the_agents_unless_set(kit, tmp_path):
     ("name", "value"),
     [
         ("interval", 0.5),
+        ("ca_file", ""),
         ("interval", float("inf")),
         ("endpoint", "ftp://example.com"),
         ("intervall", 5),

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import logging
 import os
-from base64 import b64encode
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
-from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the second one
-    getproxies_environment,
-    proxy_bypass_environment,
-)
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from yarl import URL
 
 from guard_agent import Paused, PluginSettings, Retry, __version__, check_endpoint
 from guard_agent_http.answers import Answer, one_line
 from guard_agent_http.install import resolve_install_id
+from guard_agent_http.proxy import environment_proxy
 from guard_agent_http.resolver import ThreadResolver
+from guard_agent_http.tls import (
+    TlsFileError,
+    TlsFiles,
+    certificate_fault,
+    handshake_fault,
+    hang_up_fault,
+)
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
     from aiohttp.abc import AbstractResolver
@@ -31,8 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from guard_agent import AgentConfig
-
-logger = logging.getLogger("guard_agent.http")
+    from guard_agent_http.proxy import Proxy
 
 DEFAULT_ANSWER_BYTES = 64 * 1024
 _CONNECTIONS = 2
@@ -64,6 +66,19 @@ class CollectorSettings(PluginSettings):
         default=True,
         description="Honour HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; loopback never is",
     )
+    ca_file: Path | None = Field(
+        default=None,
+        description="Authorities (PEM) that may vouch for the collector, instead of the system's",
+    )
+    client_cert_file: Path | None = Field(
+        default=None, description="Certificate (PEM) that this agent shows to the collector"
+    )
+    client_key_file: Path | None = Field(
+        default=None, description="Its key, when it is not in the same file"
+    )
+    client_key_password: SecretStr | None = Field(
+        default=None, description="Password of that key, when it is encrypted"
+    )
 
     @field_validator("endpoint")
     @classmethod
@@ -81,6 +96,21 @@ class CollectorSettings(PluginSettings):
         if value is not None:
             header_value("api_key", value.get_secret_value())
         return value
+
+    @field_validator("ca_file", "client_cert_file", "client_key_file")
+    @classmethod
+    def _check_file(cls, value: Path | None) -> Path | None:
+        return None if value is None else _file(value)
+
+    @model_validator(mode="after")
+    def _check_client_certificate(self) -> Self:
+        self.tls_files()
+        return self
+
+    def tls_files(self) -> TlsFiles:
+        return TlsFiles(
+            self.ca_file, self.client_cert_file, self.client_key_file, self.client_key_password
+        )
 
 
 class CollectorClient:
@@ -100,6 +130,7 @@ class CollectorClient:
         deadline: float = 10.0,
         connect_timeout: float = 3.0,
         use_proxy_environment: bool = True,
+        tls: TlsFiles | None = None,
         resolver: AbstractResolver | None = None,
     ) -> None:
         """
@@ -131,8 +162,10 @@ class CollectorClient:
         self._given_resolver = resolver
         self._resolver: AbstractResolver | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._proxy: URL | None = None
-        self._proxy_headers: dict[str, str] = {}
+        self._proxy: Proxy | None = None
+        self._tls_files = tls or TlsFiles()
+        self._tls: ssl.SSLContext | None = None
+        self._tls_failed = False
 
     @classmethod
     def configured(cls, settings: CollectorSettings, config: AgentConfig) -> Self:
@@ -146,6 +179,7 @@ class CollectorClient:
             deadline=min(settings.deadline, config.timeout),
             connect_timeout=settings.connect_timeout,
             use_proxy_environment=settings.use_proxy_environment,
+            tls=settings.tls_files(),
         )
 
     @property
@@ -156,13 +190,20 @@ class CollectorClient:
         return f"{self._url.scheme}://{shown}:{self._url.port}"
 
     async def open(self) -> None:
-        """Make the session. Connects to nothing yet; does nothing when it is open."""
+        """
+        Make the session. Connects to nothing yet; does nothing when it is open.
+
+        Raises:
+            GuardAgentError: a file of the TLS settings cannot be used.
+        """
         if self._session is not None:
             return
+        if self._url.scheme == "https":
+            self._tls, self._tls_failed = self._tls_files.context(), False
         if "X-Agent-Install-Id" not in self._headers:
             self._headers["X-Agent-Install-Id"] = resolve_install_id()
         if self._use_proxy_environment:
-            self._proxy, self._proxy_headers = environment_proxy(self._url)
+            self._proxy = environment_proxy(self._url)
         self._resolver = self._given_resolver or ThreadResolver()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -224,18 +265,25 @@ class CollectorClient:
         sent = {**self._headers, **(headers or {})}
         if body is not None:
             sent.setdefault("Content-Type", "application/json")
-        if self._url.scheme == "http":
-            sent.update(self._proxy_headers)  # there is no tunnel: the proxy reads this request
+        proxy = self._proxy
+        if proxy is not None and self._url.scheme == "http":
+            sent.update(proxy.headers)  # there is no tunnel: the proxy reads this request
         try:
+            if self._tls_failed:
+                # Certificates are renewed while processes run: the files may have changed.
+                self._tls, self._tls_failed = self._tls_files.context(), False
             opened = await session.request(
                 method,
                 self._url / path.lstrip("/"),
                 data=body,
                 headers=sent,
                 allow_redirects=False,
-                proxy=self._proxy,
-                proxy_headers=self._proxy_headers,
+                proxy=None if proxy is None else proxy.url,
+                proxy_headers=None if proxy is None else proxy.headers,
+                ssl=True if self._tls is None else self._tls,
             )
+        except TlsFileError as error:
+            return Retry(one_line(str(error)))
         except _WIRE_ERRORS as error:
             return self._translate(error)
 
@@ -265,37 +313,63 @@ class CollectorClient:
         )
 
     def _excerpt(self, content: bytearray) -> str:
-        text = content[:4096].decode("utf-8", "replace")
-        return one_line(text.replace(self._api_key, "***"))
+        return one_line(self._hide(content[:4096].decode("utf-8", "replace")))
 
-    def _translate(  # noqa: PLR0911 - one return per kind of error
-        self, error: BaseException
-    ) -> Retry | Paused:
-        place = self.origin
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return Paused(f"the certificate of {place} is not valid: {self._say(error)}")
+    def _hide(self, text: str) -> str:
+        secrets = () if self._proxy is None else self._proxy.secrets
+        for secret in (self._api_key, *secrets):
+            text = text.replace(secret, "***")
+        return text
+
+    def _translate(self, error: BaseException) -> Retry | Paused:
         if isinstance(error, aiohttp.InvalidURL):
-            return Paused(f"{place} is not a valid address: check endpoint")
+            return Paused(f"{self.origin} is not a valid address: check endpoint")
         if isinstance(error, aiohttp.ClientHttpProxyError):
             if error.status == 407:
                 return Paused("the proxy wants credentials (407): check the proxy settings")
             return Retry(f"the proxy answered {error.status}")
+        return self._translate_tls(error) or self._translate_network(error)
+
+    def _translate_tls(self, error: BaseException) -> Retry | Paused | None:
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            self._tls_failed = True
+            fault = one_line(self._hide(certificate_fault(error.certificate_error)))
+            return Paused(f"the certificate of {self.origin} is not valid: {fault}")
+        tls = handshake_fault(error)
+        if tls is None and self._tls is not None and _is_hang_up(error):
+            tls = hang_up_fault(), False
+        if tls is None:
+            return None
+        self._tls_failed = True
+        fault, permanent = tls
+        reason = f"no safe connection to {self.origin}: {one_line(self._hide(fault))}"
+        return Paused(reason) if permanent else Retry(reason)
+
+    def _translate_network(  # noqa: PLR0911 - one return per kind of error
+        self, error: BaseException
+    ) -> Retry:
+        place = self.origin
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             return Retry(f"no connection to {place} within {self._connect_timeout:g} s")
         if isinstance(error, asyncio.TimeoutError):
             return Retry(f"no complete answer from {place} within {self._deadline:g} s")
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return Retry(f"cannot find the address of {error.host}: {self._say(error.os_error)}")
+        if isinstance(error, aiohttp.ClientProxyConnectionError) and self._proxy is not None:
+            proxy = self._proxy.url
+            target = f"{proxy.host}:{proxy.port}"
+            return Retry(f"cannot connect to the proxy {target}: {self._say(error.os_error)}")
         if isinstance(error, aiohttp.ClientConnectorError):
             target = f"{error.host}:{error.port}"
             return Retry(f"cannot connect to {target}: {self._say(error.os_error)}")
         if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
             return Retry(f"protocol: {place} did not answer in HTTP: {self._say(error)}")
+        # Since TLS 1.3 a certificate is refused after the handshake, and the reset that follows can
+        # overtake the reason.
+        self._tls_failed = self._tls is not None
         return Retry(f"the connection to {place} broke: {self._say(error)}")
 
     def _say(self, error: BaseException) -> str:
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            error = error.certificate_error
         if isinstance(error, aiohttp.ClientResponseError):
             text = error.message
         elif isinstance(error, OSError) and error.strerror:
@@ -304,7 +378,7 @@ class CollectorClient:
             text = os.strerror(error.errno)
         else:
             text = str(error) or type(error).__name__
-        return one_line(text.replace(self._api_key, "***"))
+        return one_line(self._hide(text))
 
 
 class _Response(aiohttp.ClientResponse):
@@ -346,6 +420,13 @@ async def _read(response: aiohttp.ClientResponse, content: bytearray, limit: int
     return True
 
 
+def _is_hang_up(error: BaseException) -> bool:
+    """Whether a connection that was there got lost before the request."""
+    return isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+        error.os_error, (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+    )
+
+
 def header_value(name: str, value: str) -> str:
     """
     Check a value that travels in a header.
@@ -362,37 +443,18 @@ def header_value(name: str, value: str) -> str:
     return value
 
 
-def environment_proxy(url: URL) -> tuple[URL | None, dict[str, str]]:
-    """The proxy that the environment names for ``url``, and the headers it wants."""
-    host = url.host or ""
-    if _is_loopback(host):
-        return None, {}
-    proxies = getproxies_environment()
-    address = proxies.get(url.scheme) or proxies.get("all")
-    if not address or proxy_bypass_environment(f"{host}:{url.port}", proxies):
-        return None, {}
-    try:
-        proxy = URL(address if "://" in address else f"http://{address}")
-    except ValueError:
-        proxy = URL()
-    if proxy.scheme not in ("http", "https") or not proxy.host:
-        logger.warning(
-            "the proxy for %s in the environment is no http:// address and is not used: "
-            "set use_proxy_environment = false, or name an HTTP proxy",
-            url.scheme,
-        )
-        return None, {}
-    if proxy.user is None:
-        return proxy, {}
-    credentials = b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
-    return proxy.with_user(None), {"Proxy-Authorization": f"Basic {credentials}"}
+def _file(path: Path) -> Path:
+    """
+    Check and expand the name of a file; whether it is there is seen when it is read.
 
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+    Raises:
+        ValueError: when it can be no file.
+    """
+    if not path.name or "\0" in str(path):
+        msg = "must name a file"
+        raise ValueError(msg)
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+        return path.expanduser()
+    except RuntimeError:  # no home folder
+        msg = "must not begin with ~ here: there is no home folder"
+        raise ValueError(msg) from None
