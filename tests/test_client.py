@@ -117,6 +117,40 @@ async def test_both_faces_meet_the_same_agent(config, collector):
     assert len(collector.events) == 2
 
 
+def asked_by(module: str, config: AgentConfig) -> object:
+    """What ``guard_agent`` answers to code in ``module``."""
+    return eval(
+        "guard_agent(config)",
+        {
+            "__name__": module,
+            "guard_agent": guard_agent,
+            "config": config,
+        },
+    )
+
+
+@pytest.mark.parametrize("module", ["flaskapi_guard.extension", "djangoapi_guard.middleware"])
+async def test_an_adapter_without_await_gets_values_also_inside_a_running_loop(config, module):
+    """
+    uvicorn imports a Django app inside of its event loop.
+    """
+    agent = asked_by(module, config())
+
+    assert isinstance(agent, SyncGuardAgentHandler)
+    assert agent.get_dynamic_rules() is None
+
+
+@pytest.mark.parametrize("module", ["guard.middleware", "tornadoapi_guard.middleware"])
+def test_an_adapter_with_await_gets_awaitables_also_where_no_loop_runs(config, module):
+    """
+    A Tornado app is made before its event loop runs, as its quick start shows.
+    """
+    agent = asked_by(module, config())
+
+    assert isinstance(agent, GuardAgentHandler)
+    assert asyncio.run(agent.health_check()) is False, "it was not started"
+
+
 async def test_the_handler_has_the_shape_the_adapters_expect(config):
     assert isinstance(guard_agent(config()), AgentHandlerProtocol)
 
