@@ -261,6 +261,21 @@ def guard_agent(config: AgentConfig | None = None) -> Any:
     return _process.face(face, agent, config)
 
 
+def start_agent(config: AgentConfig | None = None) -> None:
+    """
+    Start the agent of this process; for the startup of an application. Returns at once.
+
+    Without a configuration only one that was stopped before starts again: the middleware that uses
+    it does not start it twice.
+
+    Raises:
+        ConfigurationError: the agent cannot be composed as configured; names every problem.
+    """
+    agent = _process.agent
+    if config is not None or (agent is not None and agent.stopped):
+        _agent_for(config).start()
+
+
 async def stop_agent() -> None:
     """
     Stop the agent of this process, if there is one; for the shutdown of an application.
