@@ -187,6 +187,38 @@ def test_the_sync_face_delivers_without_an_event_loop(config, collector):
     assert agent.get_stats()["metrics_sent"] == 1
 
 
+def test_the_sync_face_never_waits_for_the_thread_of_the_agent(config, collector):
+    held, release = threading.Event(), threading.Event()
+
+    def hold(*_):
+        held.set()
+        release.wait(30)
+
+    collector.always(Answer(500))
+    agent = guard_agent(config(on_error=hold, buffer_size=1))
+    agent.send_event(make_event())
+    assert held.wait(10), "the agent's thread is not stuck"
+
+    def use() -> None:
+        for _ in range(500):
+            agent.send_event(make_event())
+            agent.send_metric(make_metric())
+        agent.start()
+        agent.get_dynamic_rules()
+        agent.health_check()
+        agent.get_stats()
+
+    user = threading.Thread(target=use)
+    try:
+        user.start()
+        user.join(10)
+        assert not user.is_alive()
+    finally:
+        collector.always(None)
+        release.set()
+        user.join()
+
+
 def test_kinds_that_are_switched_off_are_not_taken(config, collector):
     agent = guard_agent(config(enable_events=False, enable_metrics=False))
 
