@@ -66,7 +66,8 @@ class LifespanMiddleware:
 
     Args:
         app: The app to wrap.
-        config: As in `agent_lifespan`.
+        config: As in `agent_lifespan`. When it is wrong, the server is told that the app cannot
+            start.
     """
 
     def __init__(self, app: ASGIApp, config: AgentConfig | None = None) -> None:
@@ -96,14 +97,20 @@ class LifespanMiddleware:
                 await stop_agent()
             await send(message)
 
-        start_agent(self._config)
+        try:
+            start_agent(self._config)
+        except Exception as error:
+            # A server takes an app that only raises for one without a lifespan, and goes on.
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
         try:
             await self._app(scope, hear, answer)
-        except Exception:
-            if answered:
+        except BaseException as error:
+            if answered or not isinstance(error, Exception):
+                await stop_agent()
                 raise
-            # By the specification an app that does not know the lifespan raises. Without us the
-            # server would go on without one.
+            # By the specification: this app does not know the lifespan.
         if answered:
             return
         if not received:

@@ -12,17 +12,14 @@ if TYPE_CHECKING:
 
 __all__ = ["init_app"]
 
-EXTENSION = "guard_agent"
-"""Where the agent is found: ``current_app.extensions[EXTENSION]``."""
-
 
 def init_app(app: Flask, config: AgentConfig | None = None) -> SyncGuardAgentHandler:
     """
     Give a Flask app an agent, which is also ``app.extensions["guard_agent"]``.
 
     It starts with the first record, in the process that takes it, so that this may be called before
-    a server forks its workers. What a process holds is delivered when it ends: gunicorn, the
-    development server and scripts all leave it the time.
+    a server forks its workers. What a process holds is delivered when it ends: gunicorn leaves it
+    the time.
 
     Args:
         app: May be made before this is called or by a factory.
@@ -37,5 +34,5 @@ def init_app(app: Flask, config: AgentConfig | None = None) -> SyncGuardAgentHan
     agent = SyncGuardAgentHandler(
         given if given is None or isinstance(given, AgentConfig) else AgentConfig(**given)
     )
-    app.extensions[EXTENSION] = agent
+    app.extensions["guard_agent"] = agent
     return agent

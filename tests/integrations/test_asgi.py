@@ -216,6 +216,34 @@ async def test_a_startup_that_fails_is_passed_on(collector, config):
         await server.end()
 
 
+async def test_a_shutdown_that_raises_delivers_and_is_passed_on(collector, config):
+    async def raises_at_its_end(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await guard_agent().send_event(make_event(reason="before the failure"))
+        raise RuntimeError("no database")
+
+    server = Lifespan(LifespanMiddleware(raises_at_its_end, config))
+    await server.tell("lifespan.startup")
+    await server.tell("lifespan.shutdown")
+
+    with pytest.raises(RuntimeError, match="no database"):
+        await server.end()
+    assert reasons(collector) == ["before the failure"]
+
+
+async def test_a_wrong_configuration_is_told_to_the_server(config):
+    wrong = config.model_copy(update={"store": "nowhere"})
+
+    server = Lifespan(LifespanMiddleware(http_only, wrong))
+    await server.tell("lifespan.startup")
+
+    assert server.said == ["lifespan.startup.failed"]
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        await server.end()
+
+
 async def test_as_a_middleware_of_starlette_it_is_the_same(collector, config: AgentConfig):
     app = Starlette()
     app.add_middleware(LifespanMiddleware, config=config)
