@@ -12,16 +12,11 @@ A small shop whose API is protected by fastapi-guard and reported on by guard-ag
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, HTTPException
 from guard import SecurityConfig, SecurityMiddleware
 
-from guard_agent import stop_agent
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+from guard_agent.integrations.asgi import agent_lifespan
 
 PRODUCTS = {1: "lantern", 2: "rope", 3: "compass"}
 
@@ -48,14 +43,14 @@ config = SecurityConfig(
 )
 
 
-@asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    yield
-    # uvicorn ends by a signal, so nothing comes after this: deliver what is left.
-    await stop_agent()
-
-
-app = FastAPI(title="Demo shop", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+app = FastAPI(
+    title="Demo shop",
+    docs_url=None,
+    redoc_url=None,
+    openapi_url=None,
+    # uvicorn ends by a signal, so nothing comes after it: deliver what is left.
+    lifespan=agent_lifespan(),
+)
 app.add_middleware(SecurityMiddleware, config=config)
 
 

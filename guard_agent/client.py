@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Coroutine, Generator
 from concurrent.futures import CancelledError, Future
@@ -232,6 +233,16 @@ class SyncGuardAgentHandler:
         return None if self._agent.in_own_thread else _result(future, timeout)
 
 
+# An adapter asks when its middleware is made, which says nothing about where the middleware runs:
+# uvicorn imports a Django app inside of its event loop, and a Tornado app is made outside of any.
+_FACES: dict[str, type[GuardAgentHandler | SyncGuardAgentHandler]] = {
+    "guard": GuardAgentHandler,
+    "tornadoapi_guard": GuardAgentHandler,
+    "flaskapi_guard": SyncGuardAgentHandler,
+    "djangoapi_guard": SyncGuardAgentHandler,
+}
+
+
 def guard_agent(config: AgentConfig | None = None) -> Any:
     """
     The agent of this process.
@@ -241,15 +252,34 @@ def guard_agent(config: AgentConfig | None = None) -> Any:
 
     Returns:
         A `GuardAgentHandler` when an event loop runs in this thread, otherwise a
-        `SyncGuardAgentHandler`. Calling again gives the same agent. A type checker cannot know
-        which one it is, so name it: ``agent: GuardAgentHandler = guard_agent(config)``.
+        `SyncGuardAgentHandler`; a Guard adapter gets the one it is written for, wherever it asks.
+        Calling again gives the same agent. A type checker cannot know which one it is, so name it:
+        ``agent: GuardAgentHandler = guard_agent(config)``.
 
     Raises:
         ConfigurationError: the agent cannot be composed as configured; names every problem.
     """
-    face = GuardAgentHandler if _loop_runs_here() else SyncGuardAgentHandler
+    caller = str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0]  # noqa: SLF001
+    face = _FACES.get(caller)
+    if face is None:
+        face = GuardAgentHandler if _loop_runs_here() else SyncGuardAgentHandler
     agent = _agent_for(config)
     return _process.face(face, agent, config)
+
+
+def start_agent(config: AgentConfig | None = None) -> None:
+    """
+    Start the agent of this process; for the startup of an application. Returns at once.
+
+    Without a configuration only one that was stopped before starts again: the middleware that uses
+    it does not start it twice.
+
+    Raises:
+        ConfigurationError: the agent cannot be composed as configured; names every problem.
+    """
+    agent = _process.agent
+    if config is not None or (agent is not None and agent.stopped):
+        _agent_for(config).start()
 
 
 async def stop_agent() -> None:

@@ -117,6 +117,40 @@ async def test_both_faces_meet_the_same_agent(config, collector):
     assert len(collector.events) == 2
 
 
+def asked_by(module: str, config: AgentConfig) -> object:
+    """What ``guard_agent`` answers to code in ``module``."""
+    return eval(
+        "guard_agent(config)",
+        {
+            "__name__": module,
+            "guard_agent": guard_agent,
+            "config": config,
+        },
+    )
+
+
+@pytest.mark.parametrize("module", ["flaskapi_guard.extension", "djangoapi_guard.middleware"])
+async def test_an_adapter_without_await_gets_values_also_inside_a_running_loop(config, module):
+    """
+    uvicorn imports a Django app inside of its event loop.
+    """
+    agent = asked_by(module, config())
+
+    assert isinstance(agent, SyncGuardAgentHandler)
+    assert agent.get_dynamic_rules() is None
+
+
+@pytest.mark.parametrize("module", ["guard.middleware", "tornadoapi_guard.middleware"])
+def test_an_adapter_with_await_gets_awaitables_also_where_no_loop_runs(config, module):
+    """
+    A Tornado app is made before its event loop runs, as its quick start shows.
+    """
+    agent = asked_by(module, config())
+
+    assert isinstance(agent, GuardAgentHandler)
+    assert asyncio.run(agent.health_check()) is False, "it was not started"
+
+
 async def test_the_handler_has_the_shape_the_adapters_expect(config):
     assert isinstance(guard_agent(config()), AgentHandlerProtocol)
 
@@ -151,6 +185,38 @@ def test_the_sync_face_delivers_without_an_event_loop(config, collector):
     assert agent.health_check() is True
     assert agent.get_status().events_sent == 1
     assert agent.get_stats()["metrics_sent"] == 1
+
+
+def test_the_sync_face_never_waits_for_the_thread_of_the_agent(config, collector):
+    held, release = threading.Event(), threading.Event()
+
+    def hold(*_):
+        held.set()
+        release.wait(30)
+
+    collector.always(Answer(500))
+    agent = guard_agent(config(on_error=hold, buffer_size=1))
+    agent.send_event(make_event())
+    assert held.wait(10), "the agent's thread is not stuck"
+
+    def use() -> None:
+        for _ in range(500):
+            agent.send_event(make_event())
+            agent.send_metric(make_metric())
+        agent.start()
+        agent.get_dynamic_rules()
+        agent.health_check()
+        agent.get_stats()
+
+    user = threading.Thread(target=use)
+    try:
+        user.start()
+        user.join(10)
+        assert not user.is_alive()
+    finally:
+        collector.always(None)
+        release.set()
+        user.join()
 
 
 def test_kinds_that_are_switched_off_are_not_taken(config, collector):

@@ -30,7 +30,7 @@ def block(part: str) -> str:
 def test_every_block_is_used_here():
     parts = (
         "SecurityMiddleware, config",
-        "lifespan=lifespan",
+        "agent_lifespan()",
         "await agent.start()",
         "TcpTransport",
     )
@@ -69,7 +69,7 @@ def run(source: str, names: dict) -> dict:
 async def test_the_lines_for_fastapi_guard_report_and_the_lifespan_delivers(collector):
     source = block("SecurityMiddleware, config")
     names = run(source, {"KEY": "test-key-0123", "URL": collector.url})
-    later = run(block("lifespan=lifespan"), {"FastAPI": names["FastAPI"]})
+    later = run(block("agent_lifespan()"), {"FastAPI": names["FastAPI"]})
     app = later["app"]
     app.add_middleware(names["SecurityMiddleware"], config=names["setup"])
 

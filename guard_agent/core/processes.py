@@ -54,8 +54,9 @@ class ProcessHooks:
     def _may_start_in(self, uwsgi: Any) -> bool:
         if not self._hooked_uwsgi:
             self._hooked_uwsgi = True
-            former = getattr(uwsgi, "post_fork_hook", None)
-            uwsgi.post_fork_hook = lambda: self._forked_by_uwsgi(former)
+            # It has one hook of each kind for everybody.
+            uwsgi.post_fork_hook = _both(self._forked, getattr(uwsgi, "post_fork_hook", None))
+            uwsgi.atexit = _both(self._stop, getattr(uwsgi, "atexit", None))
             options = {_text(name) for name in getattr(uwsgi, "opt", {})}
             if not options & {"enable-threads", "threads", "gevent"}:
                 logger.warning(
@@ -63,11 +64,6 @@ class ProcessHooks:
                     "served; set enable-threads = true"
                 )
         return bool(uwsgi.worker_id() or uwsgi.mule_id())
-
-    def _forked_by_uwsgi(self, former: Any) -> None:
-        self._forked()
-        if callable(former):
-            former()
 
     def started(self) -> None:
         """A thread of the agent runs in this process: see that it is stopped at the end."""
@@ -91,6 +87,15 @@ class ProcessHooks:
 
     def _on_celery(self, **_: object) -> None:
         self._stop()
+
+
+def _both(ours: Callable[[], None], theirs: Any) -> Callable[[], None]:
+    def call() -> None:
+        ours()
+        if callable(theirs):
+            theirs()
+
+    return call
 
 
 def _text(name: object) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+
+logger = logging.getLogger("guard_agent")
 
 _mark = threading.local()
 
@@ -17,5 +20,9 @@ def mark() -> threading.local:
     """
     global _mark  # noqa: PLW0603 - one for the process
     if type(_mark) is not threading.local:
+        logger.warning(
+            "gevent replaced the threads of Python after guard_agent was imported; call "
+            "gevent.monkey.patch_all() first, or the agent may not end in time"
+        )
         _mark = threading.local()
     return _mark

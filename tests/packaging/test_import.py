@@ -56,5 +56,13 @@ def test_importing_imports_no_plugin(imported):
     assert plugins == []
 
 
+def test_importing_imports_no_framework(imported):
+    """An app that uses Flask does not pay for Django, nor one that uses neither for both."""
+    roots = {name.split(".")[0] for name in imported["modules"]}
+
+    assert roots.isdisjoint({"django", "fastapi", "flask", "starlette", "tornado"})
+    assert not [name for name in imported["modules"] if name.startswith("guard_agent.integrations")]
+
+
 def test_importing_starts_no_thread(imported):
     assert imported["threads"] == ["MainThread"]

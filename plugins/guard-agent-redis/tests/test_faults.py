@@ -5,7 +5,9 @@ What goes wrong with a server, made to go wrong on a real one (FAULTS R01 to R18
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import socket
 import ssl
 import time
 from contextlib import asynccontextmanager
@@ -41,6 +43,30 @@ async def test_a_server_that_is_down_at_the_start_is_named_at_once(server, kit):
     server.start()
     async with kit.opened(server.url) as store:
         assert await store.stats()
+
+
+async def test_a_cancellation_while_it_connects_leaves_no_error_that_nobody_sees(kit):
+    """The client makes an error of its own of it; asyncio would log that with a traceback."""
+    unseen: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unseen.append(str(context)))
+
+    async def cancel_after(turns: int, url: str) -> None:
+        store = kit.make(url, deadline=0.2)
+        opening = asyncio.ensure_future(store.open())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await store.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        await asyncio.gather(*(cancel_after(turns, url) for turns in range(30)))
+    gc.collect()
+
+    assert unseen == []
 
 
 async def test_what_was_confirmed_survives_the_death_of_the_server(durable_server, kit):

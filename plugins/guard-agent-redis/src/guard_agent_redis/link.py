@@ -141,6 +141,8 @@ class Link:
 
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.ensure_future(work)
+        # When our caller is cancelled, nobody looks at what the client makes of it.
+        task.add_done_callback(_seen)
         deadline = self._deadline * (1 if self._connected else 2)
         try:
             await asyncio.wait({task}, timeout=deadline)
@@ -164,6 +166,11 @@ class Link:
         # Another server may have the address by now, and a replica keeps the connections it has.
         with suppress(RedisError, OSError):
             await self._client.connection_pool.disconnect(inuse_connections=False)
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _connect(
