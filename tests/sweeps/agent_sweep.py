@@ -379,7 +379,7 @@ def open_store(name: str, folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
         settings: dict[str, Any] = {"path": str(folder / "state"), "operation_timeout": 10}
         yield settings, f"SQLite {sqlite3.sqlite_version}"
         return
-    from guard_agent.testing.redis_server import RedisServer  # noqa: PLC0415 - not for the disk
+    from guard_agent.testing.redis_server import RedisServer
 
     with RedisServer(append_only=True) as server:
         yield {"url": server.url, "deadline": 5}, server.version

@@ -289,7 +289,7 @@ class Worker:
         work = asyncio.ensure_future(self._store_and_send(deliveries))
         begin_for = send_for * _BEGIN_SHARE
         if (await asyncio.wait([work], timeout=begin_for))[1] and self._survives():
-            # A request that is cut off may have arrived, and would be sent again by another process.
+            # A request that is cut off may have arrived, and another process would send it again.
             for destination in self._destinations.values():
                 destination.halt(self._patience)
             self._set_due()

@@ -115,7 +115,7 @@ class DiskStore(BufferStore):
         super().__init__(settings, context)
         self._jobs: Jobs | None = None
         self._database: Database | None = None
-        self._owner = 0
+        self._opener = 0
         max_records = settings.max_records or max(1, settings.max_bytes // _SMALLEST)
         self._tables = Tables(
             context.destinations,
@@ -166,7 +166,7 @@ class DiskStore(BufferStore):
     async def open(self) -> None:
         if self._jobs is not None:
             return
-        self._owner = os.getpid()
+        self._opener = os.getpid()
         self._database = Database(
             self.path, sync=self.sync, max_pages=self._max_pages, make_tables=make_tables
         )
@@ -174,6 +174,7 @@ class DiskStore(BufferStore):
         self._jobs.start()
         try:
             await self._run(self._tables.register)
+            await self._release_dead()  # what a process that was killed had leased is due now
         except BaseException:
             await self.close()
             raise
@@ -181,10 +182,10 @@ class DiskStore(BufferStore):
     async def close(self) -> None:
         jobs, self._jobs = self._jobs, None
         database, self._database = self._database, None
-        if jobs is None or database is None or self._owner != os.getpid():
+        if jobs is None or database is None or self._opener != os.getpid():
             return
         try:
-            await jobs.run(lambda _: database.disconnect(), self.settings.operation_timeout)
+            await jobs.run(lambda _: database.close(), self.settings.operation_timeout)
         finally:
             jobs.stop()
 
@@ -206,16 +207,16 @@ class DiskStore(BufferStore):
         self, destination: str, max_records: int, max_bytes: int, ttl: float
     ) -> Lease | None:
         self._check(destination)
-        database = self._database
+        _, database = self._opened()
 
         def give_back(lease: Lease | None) -> None:
-            if lease is not None and database is not None:
+            if lease is not None:
                 job = Job(lambda _: None, time.monotonic() + self.settings.operation_timeout)
                 database.run(lambda c: self._tables.release(c, lease, lease.entries, 0.0), job)
 
         return await self._run(
             lambda connection: self._tables.lease(
-                connection, destination, max_records, max_bytes, ttl
+                connection, destination, max_records, max_bytes, ttl, database.owner.number
             ),
             undo=give_back,
         )
@@ -237,6 +238,7 @@ class DiskStore(BufferStore):
     async def release_expired(self) -> int:
         released, dropped, empty = await self._run(self._look_after)
         self._tell_dropped(dropped)
+        released += await self._release_dead()
         if empty:
             await self._shrink()
         return released
@@ -260,22 +262,35 @@ class DiskStore(BufferStore):
         grow: bool = False,
         undo: Callable[[T], None] | None = None,
     ) -> T:
-        jobs, database = self._jobs, self._database
-        if jobs is None or database is None:
-            raise DiskStoreError("the store is not open")
-        if self._owner != os.getpid():
-            raise DiskStoreError("the store was opened before a fork and belongs to the parent")
+        jobs, database = self._opened()
         return await jobs.run(
             lambda job: database.run(work, job, write=write, grow=grow),
             self.settings.operation_timeout,
             undo=undo,
         )
 
+    def _opened(self) -> tuple[Jobs, Database]:
+        if self._jobs is None or self._database is None:
+            raise DiskStoreError("the store is not open")
+        if self._opener != os.getpid():
+            raise DiskStoreError("the store was opened before a fork and belongs to the parent")
+        return self._jobs, self._database
+
     def _look_after(self, connection: sqlite3.Connection) -> tuple[int, Sequence[Dropped], bool]:
         self._tables.keep_alive(connection)
         dropped = self._tables.drop_unused(connection, self.settings.forget_after)
         released = self._tables.release_expired(connection)
         return released, dropped, self._tables.is_empty(connection)
+
+    async def _release_dead(self) -> int:
+        """Make ready what processes had leased that have ended since; returns how many records."""
+        jobs, database = self._opened()
+        timeout = self.settings.operation_timeout
+        if not (dead := await jobs.run(lambda _: database.look_for_dead(), timeout)):
+            return 0
+        released = await self._run(lambda connection: self._tables.release_of(connection, dead))
+        await jobs.run(lambda _: database.owner.forget(dead), timeout)
+        return released
 
     async def _shrink(self) -> None:
         """Give back the disk space of a burst that is over."""

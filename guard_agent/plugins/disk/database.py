@@ -22,6 +22,7 @@ from guard_agent.plugins.disk.folder import (
     prepare_folder,
     set_aside,
 )
+from guard_agent.plugins.disk.owners import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +48,7 @@ class Database:
     """
     A connection that is made when it is needed and given up at the first error.
 
-    `run` is for one thread, `disconnect` for any.
+    `run` is for one thread, `disconnect` and `close` for any.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Database:
         make_tables: Callable[[sqlite3.Connection], None],
     ) -> None:
         self.path = path
+        self.owner = Owner(path)
+        """Who we are for others that use the file; from the first connection until `close`."""
         self._sync = sync
         self._max_pages = max_pages
         self._make_tables = make_tables
@@ -151,10 +154,21 @@ class Database:
                     connection.execute("VACUUM")
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def look_for_dead(self) -> list[int]:
+        """Other owners whose process has ended."""
+        with self.at_work:  # a child must not inherit what is open meanwhile
+            return self.owner.dead()
+
     def disconnect(self) -> None:
         """Close the connection; the next transaction makes a new one."""
         with self.at_work:
             self._disconnect()
+
+    def close(self) -> None:
+        """Close the connection for good."""
+        with self.at_work:
+            self._disconnect()
+            self.owner.end()
 
     # --- with at_work held ------------------------------------------------------------------------
 
@@ -178,6 +192,7 @@ class Database:
                 self._tell_set_aside(error)
                 self._connection = self._open()
             self._identity = identity(self.path)
+        self.owner.begin()
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
