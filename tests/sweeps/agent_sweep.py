@@ -382,7 +382,7 @@ def open_store(name: str, folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
     from guard_agent.testing.redis_server import RedisServer
 
     with RedisServer(append_only=True) as server:
-        yield {"url": server.url, "deadline": 5}, server.version
+        yield {"url": server.url, "deadline": 5, "presence": PRESENCE}, server.version
 
 
 def main() -> int:

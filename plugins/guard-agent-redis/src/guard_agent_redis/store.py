@@ -17,7 +17,9 @@ The store ``redis``: records wait in Redis Streams, shared by all processes of a
     Dead letters, a bounded list.
 ``meta``
     The books, a hash: records and bytes ever appended, freed, and done with by each destination;
-    what is leased; marks in the streams from which a search has to begin.
+    what is leased; marks in the streams from which a search has to begin; and until when each
+    consumer counts as alive. Those say so three times as often as they have to; what a dead one had
+    leased is ready again, long before its leases end.
 
 **Operations.** Each is one call of ``store.lua``, so it happens as a whole or not at all, and
 partial acknowledgements are exact. A lease claims whole entries for the consumer (``XCLAIM``, with
@@ -33,6 +35,7 @@ command for a record, and the bounds can be exceeded by that share for each proc
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -99,6 +102,8 @@ class RedisStore(BufferStore):
         self._sha = ""
         self._consumer = ""
         self._lease_numbers = count(1)
+        self._presence = math.ceil(settings.presence * 1000)
+        self._beating: asyncio.Task[None] | None = None
         self._opened_at = 0.0
         # What may be added without asking: records, bytes, and until when.
         self._allowance = (0, 0, 0.0)
@@ -130,11 +135,16 @@ class RedisStore(BufferStore):
         except BaseException:
             await self.close()
             raise
+        self._beating = asyncio.ensure_future(self._beat())
         for hazard in set(hazards) - set(self.hazards):
             logger.warning("records in Redis can be lost: %s", hazard)
         self.hazards = hazards
 
     async def close(self) -> None:
+        beating, self._beating = self._beating, None
+        if beating is not None:
+            beating.cancel()
+            await asyncio.wait({beating})
         link, self._link = self._link, None
         if link is None:
             return
@@ -147,6 +157,15 @@ class RedisStore(BufferStore):
         finally:
             self._opened_at = 0.0
             await link.close()
+
+    async def _beat(self) -> None:
+        """Say that we are there, for as long as the store is open."""
+        while True:
+            await asyncio.sleep(self.settings.presence / 3)
+            try:
+                await self._attempt("present", self._consumer, self._presence)
+            except StoreUnavailableError as error:
+                logger.debug("cannot say that we are there: %s", error)
 
     async def _prepare(self) -> bool:
         """Make what is missing on the server; returns whether the store had to be built anew."""
@@ -239,6 +258,7 @@ class RedisStore(BufferStore):
             "lease",
             destination,
             self._consumer,
+            self._presence,
             name,
             max_records,
             max_bytes,
@@ -311,7 +331,7 @@ class RedisStore(BufferStore):
         if time.monotonic() - self._opened_at > _HOUR:
             # Says that our destinations are still wanted, and clears away what nobody uses.
             await self._prepare()
-        released: int = await self._run("expire", self._consumer)
+        released: int = await self._run("expire", self._consumer, self._presence)
         return released
 
     # --- looking --------------------------------------------------------------------------------
