@@ -158,6 +158,75 @@ async def test_closing_a_store_of_a_frozen_server_does_not_wait_for_it(server, k
         assert time.monotonic() - started < DEADLINE + SLACK
 
 
+# --- a process that is dead -----------------------------------------------------------------------
+
+
+async def die(store):
+    """What the others see of a process that was killed: it says nothing any more."""
+    store._beating.cancel()
+    await asyncio.wait({store._beating})
+
+
+async def test_r11_what_a_silent_process_had_leased_goes_to_others(server, kit):
+    """Entries that a living one has in part are left to it, for that part."""
+    async with (
+        kit.opened(server.url, project="p", presence=1) as dead,
+        kit.opened(server.url, project="p", presence=1) as living,
+    ):
+        await dead.append(make_records(30), evict=True)
+        theirs = await kit.lease(dead, amount=10, ttl=600)
+        ours = await kit.lease(living, amount=10, ttl=600)
+        await dead.ack(theirs, list(theirs.entries)[:4])
+
+        await asyncio.sleep(1.5)
+        assert await living.release_expired() == 0, "both are there"
+        await die(dead)
+        assert await kit.until(living.release_expired) == 6
+
+        depth = (await living.stats())["one"]
+        assert (depth.ready, depth.leased) == (16, 10)
+        assert await living.ack(ours, list(ours.entries)) == 10
+        assert sorted(await kit.drain(living)) == sorted(
+            [f"record-{n}" for n in (*range(5, 11), *range(21, 31))]
+        )
+        assert await dead.ack(theirs, list(theirs.entries)) == 0
+        assert await dead.release_expired() == 0, "it may come back"
+
+
+async def test_nobody_is_taken_for_dead_because_the_server_was_away(server, kit):
+    async with (
+        kit.opened(server.url, project="p", presence=1, deadline=0.2) as one,
+        kit.opened(server.url, project="p", presence=1, deadline=0.2) as other,
+    ):
+        await one.append(make_records(5), evict=True)
+        await kit.lease(one, ttl=600)
+        with server.frozen():
+            await asyncio.sleep(1.5)
+
+        assert await kit.until(lambda: asked(other)) == [0]
+        await asyncio.sleep(1.5)
+        assert await other.release_expired() == 0
+        assert (await other.stats())["one"].leased == 5
+
+
+async def asked(store):
+    return [await store.release_expired()]
+
+
+async def test_a_server_without_memory_still_hears_who_is_there(server, kit):
+    async with (
+        kit.opened(server.url, project="p", presence=1) as one,
+        kit.opened(server.url, project="p", presence=1) as other,
+    ):
+        await one.append(make_records(5), evict=True)
+        await kit.lease(one, ttl=600)
+        server.command("CONFIG", "SET", "maxmemory", 1)
+        await asyncio.sleep(1.5)
+
+        assert await other.release_expired() == 0
+        assert (await other.stats())["one"].leased == 5
+
+
 # --- full, read-only, not allowed -----------------------------------------------------------------
 
 
