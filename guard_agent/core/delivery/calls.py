@@ -118,6 +118,10 @@ class SafeStore(BufferStore):
     def level(self) -> Level:  # type: ignore[override]  # the wrapped class has it as such
         return self._store.level
 
+    @property
+    def resets(self) -> int:
+        return self._store.resets
+
     def describe(self) -> Mapping[str, object]:
         return self._store.describe()
 

@@ -47,6 +47,11 @@ logger = logging.getLogger("guard_agent.delivery")
 
 LEASE_TTL = 60.0
 """Seconds a lease lasts at least; longer when the calls into the transport may take longer."""
+_CALLS_PER_LEASE = 4
+"""
+A batch of events, one of metrics, and a status report before either, however slow the collector is,
+and some room: what is leased by one must not go to another while its owner may still send it.
+"""
 CALL_LIMIT = 30.0
 MAX_EXTRA_REQUESTS = 40
 """Requests that splitting one lease may cost; what is left then waits for the next attempt."""
@@ -95,7 +100,7 @@ class Destination:
         self._on_error = on_error
         self._clock = clock
         self._calls = Calls(call_limit)
-        self._lease_ttl = max(LEASE_TTL, 2 * call_limit)
+        self._lease_ttl = max(LEASE_TTL, _CALLS_PER_LEASE * call_limit)
         self._patience: Callable[[], float] = lambda: GRACE
         self._halted = False
         self._opened = False

@@ -88,6 +88,15 @@ class Lanes(BufferStore):
         """Why the durable store is not in use, or None when all is as it should be."""
         return None if self.durable is None or self._up else self._reason or "not open yet"
 
+    @property
+    def resets(self) -> int:
+        return self.durable.resets if self.durable is not None else 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `stats` says what there is now, and the store knows of every delivery."""
+        return self.durable is None or (self._up and not self._unacked)
+
     def describe(self) -> Mapping[str, object]:
         return self.durable.describe() if self.durable is not None else self.memory.describe()
 

@@ -91,6 +91,8 @@ class Worker:
         self._finishing = asyncio.Event()
         self._store_open = False
         self._store_failing: set[str] = set()
+        self._resets = 0
+        self._missing: Mapping[str, int] = {}
         self._moving = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._stop_at = 0.0
@@ -227,7 +229,28 @@ class Worker:
         async with self._moving, self._books_lock:
             if self._store_open:
                 self.depths = await self._store.stats()
+                self._book_reset()
         return self.depths
+
+    def _book_reset(self) -> None:
+        """
+        A store that began anew has lost what it held: what is missing since then is given up.
+
+        What was missing before is what other processes, who share it, had put in or taken out.
+        """
+        with self._ring.locked():
+            waiting = len(self._ring)
+            missing = {
+                name: self._ledger.balance(name, waiting + depth.pending).difference
+                for name, depth in self.depths.items()
+            }
+        if self._store.resets > self._resets:
+            self._resets = self._store.resets
+            for name, count in missing.items():
+                lost = max(count - self._missing.get(name, 0), 0)
+                self._ledger.destinations[name].dropped[DropReason.STORE_RESET] += lost
+        elif self._store.is_exact:
+            self._missing = missing
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -313,6 +336,7 @@ class Worker:
                 await Calls(max((self._stop_at - time.monotonic()) / 2, 0.05))(self._store.settle)
             with suppress(Exception):
                 self.depths = await self._store.stats()
+                self._book_reset()
         volatile: Mapping[str, DestinationDepth] = {}
         with suppress(Exception):
             volatile = await self._store.memory.stats()

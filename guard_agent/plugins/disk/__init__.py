@@ -116,6 +116,7 @@ class DiskStore(BufferStore):
         self._jobs: Jobs | None = None
         self._database: Database | None = None
         self._opener = 0
+        self._resets = 0
         max_records = settings.max_records or max(1, settings.max_bytes // _SMALLEST)
         self._tables = Tables(
             context.destinations,
@@ -131,6 +132,10 @@ class DiskStore(BufferStore):
     def sync(self) -> Literal["normal", "full"]:
         """Whether what was appended survives a power failure ("full")."""
         return self.settings.sync
+
+    @property
+    def resets(self) -> int:
+        return self._resets + (self._database.resets if self._database is not None else 0)
 
     def describe(self) -> Mapping[str, object]:
         return {"sync": self.sync}
@@ -182,6 +187,8 @@ class DiskStore(BufferStore):
     async def close(self) -> None:
         jobs, self._jobs = self._jobs, None
         database, self._database = self._database, None
+        if database is not None:
+            self._resets += database.resets
         if jobs is None or database is None or self._opener != os.getpid():
             return
         try:

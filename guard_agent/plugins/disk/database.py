@@ -57,7 +57,7 @@ class Database:
         *,
         sync: Literal["normal", "full"],
         max_pages: int,
-        make_tables: Callable[[sqlite3.Connection], None],
+        make_tables: Callable[[sqlite3.Connection], bool],
     ) -> None:
         self.path = path
         self.owner = Owner(path)
@@ -67,6 +67,9 @@ class Database:
         self._make_tables = make_tables
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
+        self._is_new = False
+        self.resets = 0
+        """How often we began a new file where one had been in use: it was corrupt, or removed."""
         # Held while SQLite is at work: its mutexes must be free when the process forks.
         self.at_work = threading.Lock()
         _watch_forks()
@@ -191,6 +194,8 @@ class Database:
                     raise
                 self._tell_set_aside(error)
                 self._connection = self._open()
+            if self._is_new and self._identity is not None:
+                self.resets += 1
             self._identity = identity(self.path)
         self.owner.begin()
         return self._connection
@@ -223,7 +228,7 @@ class Database:
         connection.execute(f"PRAGMA max_page_count = {self._max_pages}")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT}")
         connection.execute("PRAGMA temp_store = MEMORY")  # no copies of records elsewhere
-        self._make_tables(connection)
+        self._is_new = self._make_tables(connection)
 
     def _set_aside(self, error: sqlite3.Error, deadline: float) -> None:
         """The file proved corrupt while it was used: unless another process was quicker."""

@@ -89,9 +89,9 @@ class Dropped(NamedTuple):
     records: int
 
 
-def make_tables(connection: sqlite3.Connection) -> None:
+def make_tables(connection: sqlite3.Connection) -> bool:
     """
-    Make the tables in a new file.
+    Make the tables in a new file; returns whether it was one.
 
     Raises:
         DiskStoreError: the file belongs to something else, or to a later version.
@@ -100,7 +100,7 @@ def make_tables(connection: sqlite3.Connection) -> None:
     ((version,),) = connection.execute("PRAGMA user_version")
     ((objects,),) = connection.execute("SELECT count(*) FROM sqlite_master")
     if (application, version) == (APPLICATION_ID, VERSION):
-        return
+        return False
     if objects:
         msg = (
             "the file was made by a later version of guard-agent; use that, or another folder"
@@ -116,6 +116,7 @@ def make_tables(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
+    return True
 
 
 class Tables:

@@ -108,15 +108,24 @@ class RedisStore(BufferStore):
         # What may be added without asking: records, bytes, and until when.
         self._allowance = (0, 0, 0.0)
         self._junk = 0
-        self.resets = 0
-        """How often the store was found gone from the server, by `FLUSHALL` for example."""
+        self._resets = 0
+        self._was_there = False
         self.hazards: tuple[str, ...] = ()
         """What in the server's own settings can lose records, in words."""
 
     # --- open and close -------------------------------------------------------------------------
 
+    @property
+    def resets(self) -> int:
+        """How often the store was found gone from the server, by `FLUSHALL` for example."""
+        return self._resets
+
     def describe(self) -> Mapping[str, object]:
-        return {"store_resets": self.resets, "hazards": list(self.hazards)}
+        return {
+            "durable": not self.hazards,
+            "store_resets": self.resets,
+            "hazards": list(self.hazards),
+        }
 
     async def open(self) -> None:
         """
@@ -167,8 +176,8 @@ class RedisStore(BufferStore):
             except StoreUnavailableError as error:
                 logger.debug("cannot say that we are there: %s", error)
 
-    async def _prepare(self) -> bool:
-        """Make what is missing on the server; returns whether the store had to be built anew."""
+    async def _prepare(self) -> None:
+        """Make what is missing on the server; tell when that is a store that was there before."""
         _, anew = await self._script(
             self._connected(),
             "open",
@@ -178,7 +187,13 @@ class RedisStore(BufferStore):
         )
         self._opened_at = time.monotonic()
         self._allowance = (0, 0, 0.0)
-        return bool(anew)
+        if anew and self._was_there:
+            self._resets += 1
+            logger.warning(
+                "the store was gone from Redis (%s): it is built anew, what it held is lost",
+                self._base,
+            )
+        self._was_there = True
 
     # --- append ---------------------------------------------------------------------------------
 
@@ -392,12 +407,7 @@ class RedisStore(BufferStore):
         try:
             return await self._script(link, operation, *words)
         except _StoreGoneError:
-            if await self._prepare():
-                self.resets += 1
-                logger.warning(
-                    "the store was gone from Redis (%s): it is built anew, what it held is lost",
-                    self._base,
-                )
+            await self._prepare()
         return await self._script(link, operation, *words)
 
     async def _script(self, link: Link, operation: str, *words: Word) -> Any:
