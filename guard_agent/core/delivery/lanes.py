@@ -67,6 +67,7 @@ class Lanes(BufferStore):
         self._known: Mapping[str, DestinationDepth] = {}
         # Deliveries that the store could not be told of; it is told when it is back.
         self._unacked: deque[tuple[Lease, Sequence[str]]] = deque(maxlen=_MAX_UNACKED)
+        self._unreleased: deque[tuple[Lease, Sequence[str]]] = deque(maxlen=_MAX_UNACKED)
         if durable is not None:
             self.attach(durable)
 
@@ -120,9 +121,12 @@ class Lanes(BufferStore):
         durable = await self._available()
         if durable is not None:
             try:
-                return await durable.append(records, evict=evict)
+                appended = await durable.append(records, evict=evict)
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
                 self._failed(error)
+            else:
+                self._note_append(appended)
+                return appended
         return await self.memory.append(records, evict=evict)
 
     async def lease(
@@ -145,10 +149,14 @@ class Lanes(BufferStore):
             return await self.memory.ack(inner, ids)
         if self._up and self.durable is not None:
             try:
-                return await self.durable.ack(lease, ids)
+                count = await self.durable.ack(lease, ids)
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
                 self._failed(error)
+            else:
+                self._note(lease.destination, -count)
+                return count
         self._unacked.append((lease, tuple(ids)))
+        self._note(lease.destination, -len(ids))
         return len(ids)
 
     async def release(self, lease: Lease, ids: Sequence[str], delay: float = 0.0) -> int:
@@ -159,17 +167,20 @@ class Lanes(BufferStore):
                 return await self.durable.release(lease, ids, delay)
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
                 self._failed(error)
-        return 0  # the lease runs out by itself
+        self._unreleased.append((lease, tuple(ids)))
+        return 0
 
     async def bury(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
         if (inner := _of_memory(lease)) is not None:
             return await self.memory.bury(inner, ids, reason)
         assert self.durable is not None  # noqa: S101 - the lease is one of its
         try:
-            return await self.durable.bury(lease, ids, reason)
+            count = await self.durable.bury(lease, ids, reason)
         except Exception as error:
             self._failed(error)
             raise
+        self._note(lease.destination, -count)
+        return count
 
     async def release_expired(self) -> int:
         released = await self.memory.release_expired()
@@ -206,7 +217,7 @@ class Lanes(BufferStore):
             return None
         try:
             await self.durable.open()
-            await self._settle_acks()
+            await self._catch_up()
         except Exception as error:  # noqa: BLE001 - plugin meets core: contract of Resource.open
             self._failed(error)
             return None
@@ -233,12 +244,29 @@ class Lanes(BufferStore):
                 exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
             )
 
-    async def _settle_acks(self) -> None:
+    async def _catch_up(self) -> None:
+        """Tell the store what became of its leases meanwhile."""
         assert self.durable is not None  # noqa: S101 - the caller has it
         while self._unacked:
             lease, ids = self._unacked[0]
             await self.durable.ack(lease, ids)
             self._unacked.popleft()
+        while self._unreleased:
+            lease, ids = self._unreleased[0]
+            await self.durable.release(lease, ids)
+            self._unreleased.popleft()
+
+    # What the store holds, as far as we know without asking: for the time when it cannot be asked.
+
+    def _note_append(self, appended: Appended) -> None:
+        for name in self.memory.context.destinations:
+            self._note(name, appended.stored - appended.evicted.get(name, 0))
+
+    def _note(self, destination: str, amount: int) -> None:
+        known = self._known.get(destination, DestinationDepth())
+        leased = min(known.leased, max(known.pending + amount, 0))
+        ready = max(known.pending + amount - leased, 0)
+        self._known = {**self._known, destination: replace(known, ready=ready, leased=leased)}
 
     async def _move(self) -> None:
         """
@@ -258,6 +286,7 @@ class Lanes(BufferStore):
             try:
                 appended = await self.durable.append(list(lease.entries.values()), evict=False)
                 stored = appended.stored
+                self._note_append(appended)
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
                 self._failed(error)
             finally:

@@ -524,9 +524,9 @@ function operations.leave(consumer)
   return left
 end
 
--- evict, most records, most bytes, priority of each record, {priority, n, s, h, b} ...
+-- token, evict, most records, most bytes, priority of each record, {priority, n, s, h, b} ...
 -- → stored, records held, bytes held, [{priority, id} ...], [{destination, evicted} ...]
-function operations.append(evict, max_n, max_b, order, ...)
+function operations.append(token, evict, max_n, max_b, order, ...)
   evict, max_n, max_b = evict == '1', tonumber(max_n), tonumber(max_b)
   local words, chunks, size = {...}, {}, 0
   for i = 1, #words, 5 do
@@ -541,7 +541,7 @@ function operations.append(evict, max_n, max_b, order, ...)
   local added = {}
   local function insert(chunk)
     local id = call('XADD', stream(chunk.priority), '*',
-      'v', VERSION, 'n', chunk.n, 's', chunk.s, 'h', chunk.h, 'b', chunk.b)
+      'v', VERSION, 'n', chunk.n, 's', chunk.s, 'h', chunk.h, 'b', chunk.b, 't', token)
     absorb(chunk.priority, id, chunk)
     added[#added + 1] = chunk.priority
     added[#added + 1] = id
@@ -739,7 +739,7 @@ function operations.append(evict, max_n, max_b, order, ...)
 end
 
 -- priority, id → 1 when the entry could be taken back: nobody has seen it yet.
-function operations.retract(priority, id)
+local function retract(priority, id)
   for _, name in ipairs(NAMES) do
     if not before(mark('seen', name, priority), id) then return 0 end
     if call('HEXISTS', states(name), priority .. ':' .. id) == 1 then return 0 end
@@ -754,6 +754,8 @@ function operations.retract(priority, id)
   end
   return 1
 end
+
+operations.retract = retract
 
 -- destination, consumer, presence (ms), lease, most records, most bytes, ttl (ms)
 -- → {priority, id, position of the first record, rows, bodies} ... one for each run of records
@@ -963,6 +965,22 @@ local function release_over(name, priority, ids, is_over)
   return released
 end
 
+-- The same for all entries that are pending.
+local function release_held(name, is_over)
+  local released = 0
+  for priority = 0, 3 do
+    local first = '-'
+    while number('leased:' .. name) > 0 do
+      local items, ids = call('XPENDING', stream(priority), name, first, '+', 100), {}
+      for i, item in ipairs(items) do ids[i] = item[1] end
+      if #ids == 0 then break end
+      first = '(' .. ids[#ids]
+      released = released + release_over(name, priority, ids, is_over)
+    end
+  end
+  return released
+end
+
 -- Consumers that were there, and have not said so for as long as that holds.
 local function find_dead(now)
   local dead_ones, found = {}, false
@@ -999,18 +1017,7 @@ function operations.expire(consumer, presence)
   flush(consumer)
   if not dead_ones then return released end
 
-  for _, name in ipairs(NAMES) do
-    for priority = 0, 3 do
-      local first = '-'
-      while number('leased:' .. name) > 0 do
-        local items, ids = call('XPENDING', stream(priority), name, first, '+', 100), {}
-        for i, item in ipairs(items) do ids[i] = item[1] end
-        if #ids == 0 then break end
-        first = '(' .. ids[#ids]
-        released = released + release_over(name, priority, ids, is_dead)
-      end
-    end
-  end
+  for _, name in ipairs(NAMES) do released = released + release_held(name, is_dead) end
   flush(consumer)
   for gone in pairs(dead_ones) do
     forget_consumer(gone)
@@ -1022,6 +1029,36 @@ function operations.expire(consumer, presence)
     end
   end
   return released
+end
+
+-- consumer, for how long there is doubt (ms), token or lease ...
+-- → how many entries, and records of a lease, nobody knew of
+--
+-- Somebody was never told whether he has added what bears a token, or has got a lease. What he has
+-- added is taken back, for he has kept it, and the lease is given back.
+function operations.forget(consumer, age, ...)
+  call('HDEL', META, '') -- for a server without memory: see above
+  local doubtful, count = {}, 0
+  for _, word in ipairs({...}) do doubtful[word] = true end
+  local from = string.format('%.0f', math.max(milliseconds() - tonumber(age), 0))
+  for priority = 0, 3 do
+    local first = from
+    repeat
+      local items = call('XRANGE', stream(priority), first, '+', 'COUNT', 64)
+      for _, item in ipairs(items) do
+        for i = 1, #item[2] - 1, 2 do
+          if item[2][i] == 't' and doubtful[item[2][i + 1]] then
+            count = count + retract(priority, item[1])
+          end
+        end
+        first = '(' .. item[1]
+      end
+    until #items == 0
+  end
+  local function is_doubtful(slot) return doubtful[slot.lease] end
+  for _, name in ipairs(NAMES) do count = count + release_held(name, is_doubtful) end
+  flush(consumer)
+  return count
 end
 
 -- The time at which the oldest pending record of a destination was accepted, as text, or false.

@@ -43,9 +43,10 @@ import secrets
 import socket
 import struct
 import time
+from collections import deque
 from importlib.resources import files
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from redis.exceptions import RedisError
@@ -61,13 +62,18 @@ from guard_agent import (
     Record,
 )
 from guard_agent_redis import codec
-from guard_agent_redis.errors import StoreUnavailableError, code_of, translate
+from guard_agent_redis.errors import (
+    ServerDownError,
+    StoreUnavailableError,
+    code_of,
+    translate,
+)
 from guard_agent_redis.link import Link
 from guard_agent_redis.server import check_version, find_hazards
 from guard_agent_redis.settings import RedisSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Coroutine, Iterator, Mapping, Sequence
 
 logger = logging.getLogger("guard_agent.redis")
 
@@ -75,11 +81,14 @@ _SHARE = 128
 _ALLOWANCE_TIME = 10.0
 """Seconds for which an allowance is good; the agent asks for statistics every 5."""
 _MAX_IDS = 1000
+_MAX_DOUBTS = 10_000
+_CLOCK_SLACK = 10.0
 _HOUR = 3600.0
 _STALE_CONSUMER = _HOUR
 _STALE_DESTINATION = 24 * _HOUR
 
 Word: TypeAlias = "str | bytes | int"
+T = TypeVar("T")
 
 
 class RedisStore(BufferStore):
@@ -100,8 +109,10 @@ class RedisStore(BufferStore):
         self._names = context.destinations
         self._link: Link | None = None
         self._sha = ""
-        self._consumer = ""
-        self._lease_numbers = count(1)
+        self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._numbers = count(1)
+        # Appends and leases of which we do not know whether they have happened, and since when.
+        self._doubts: deque[tuple[str, float]] = deque(maxlen=_MAX_DOUBTS)
         self._presence = math.ceil(settings.presence * 1000)
         self._beating: asyncio.Task[None] | None = None
         self._opened_at = 0.0
@@ -136,10 +147,10 @@ class RedisStore(BufferStore):
         """
         await self.close()
         self._link = link = Link(self.settings)
-        self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             await check_version(link)
             await self._prepare()
+            await self._settle_doubts()
             hazards = await find_hazards(link)
         except BaseException:
             await self.close()
@@ -215,28 +226,27 @@ class RedisStore(BufferStore):
 
     async def _append(self, records: Sequence[Record], evict: bool) -> Appended:
         chunks = codec.encode(records)
+        token = f"{self._consumer}.{next(self._numbers)}"
         if len(chunks) == 1 and self._may_add(chunks[0]):
-            await self._connected().settled(self._add(chunks[0]), self._retract)
+            adding = self._sure(token, self._add(chunks[0], token))
+            await self._connected().settled(adding, self._retract)
             return Appended(len(records))
         order = bytes([48 + record.priority for record in records])
         words: list[Word] = [part for chunk in chunks for part in chunk]
-        stored, held, size, _, evicted = await self._run(
-            "append",
-            int(evict),
-            self._max_records,
-            self._max_bytes,
-            order,
-            *words,
-            undo=lambda reply: self._retract(reply[3]),
+        appending = self._attempt(
+            "append", token, int(evict), self._max_records, self._max_bytes, order, *words
+        )
+        stored, held, size, _, evicted = await self._connected().settled(
+            self._sure(token, appending), lambda reply: self._retract(reply[3])
         )
         self._allow(held, size)
         amounts = {name.decode(): amount for name, amount in _pairs(evicted)}
         # Others may have destinations that we do not know.
         return Appended(stored, {name: amounts[name] for name in self._names if name in amounts})
 
-    async def _add(self, chunk: codec.Chunk) -> list[Any]:
+    async def _add(self, chunk: codec.Chunk, token: str) -> list[Any]:
         priority, amount, size, rows, bodies = chunk
-        fields = ("v", codec.VERSION, "n", amount, "s", size, "h", rows, "b", bodies)
+        fields = ("v", codec.VERSION, "n", amount, "s", size, "h", rows, "b", bodies, "t", token)
         entry = await self._command("XADD", f"{self._base}records:{priority}", "*", *fields)
         return [priority, entry]
 
@@ -268,8 +278,8 @@ class RedisStore(BufferStore):
         self._check(destination)
         if max_records < 1:
             return None
-        name = f"{self._consumer}.{next(self._lease_numbers)}"
-        runs = await self._run(
+        name = f"{self._consumer}.{next(self._numbers)}"
+        leasing = self._attempt(
             "lease",
             destination,
             self._consumer,
@@ -278,7 +288,10 @@ class RedisStore(BufferStore):
             max_records,
             max_bytes,
             math.ceil(ttl * 1000),
-            undo=lambda reply: self._give_back(Lease(name, destination, _decode(reply))),
+        )
+        runs = await self._connected().settled(
+            self._sure(name, leasing),
+            lambda reply: self._give_back(Lease(name, destination, _decode(reply))),
         )
         return Lease(name, destination, _decode(runs)) if runs else None
 
@@ -398,8 +411,26 @@ class RedisStore(BufferStore):
             raise StoreUnavailableError(msg)
         return self._link
 
-    async def _run(self, operation: str, *words: Word, undo: Any = None) -> Any:
-        return await self._connected().settled(self._attempt(operation, *words), undo)
+    async def _run(self, operation: str, *words: Word) -> Any:
+        return await self._connected().settled(self._attempt(operation, *words))
+
+    async def _sure(self, name: str, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work``; when nobody says whether it was done, ask when the server is back."""
+        try:
+            return await work
+        except (ServerDownError, asyncio.CancelledError):
+            self._doubts.append((name, time.monotonic()))
+            raise
+
+    async def _settle_doubts(self) -> None:
+        """Undo what was done all the same: whoever asked for it was told that it failed."""
+        while self._doubts:
+            some = list(self._doubts)[:_MAX_IDS]
+            age = time.monotonic() - some[0][1] + self.settings.deadline + _CLOCK_SLACK
+            names = [name for name, _ in some]
+            await self._run("forget", self._consumer, math.ceil(age * 1000), *names)
+            for _ in some:
+                self._doubts.popleft()
 
     async def _attempt(self, operation: str, *words: Word) -> Any:
         """Run an operation; when the store is gone from the server, build it anew and repeat."""
