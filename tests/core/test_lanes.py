@@ -278,3 +278,33 @@ async def test_a_move_that_is_cancelled_loses_nothing():
         await task
 
     assert (await bench.memory.stats())["one"].ready == 3
+
+
+async def test_a_lease_that_could_not_be_given_back_is_given_back_later():
+    bench = Bench()
+    await bench.lanes.open()
+    await bench.append(2)
+    lease = await bench.lease()
+    bench.durable.away = True
+    assert await bench.lanes.release(lease, list(lease.entries)) == 0
+
+    bench.come_back()
+
+    assert len((await bench.lease()).entries) == 2
+
+
+async def test_depths_are_right_without_having_been_asked_for_before_the_outage():
+    bench = Bench()
+    await bench.lanes.open()
+    await bench.append(5)
+    lease = await bench.lease()
+    await bench.lanes.ack(lease, list(lease.entries)[:1])
+    bench.durable.away = True
+    await bench.lanes.ack(lease, list(lease.entries)[1:2])
+
+    assert (await bench.lanes.stats())["one"].pending == 3
+    assert not bench.lanes.is_exact
+    bench.come_back()
+    await bench.append(1)
+    assert (await bench.lanes.stats())["one"].pending == 4
+    assert bench.lanes.is_exact
