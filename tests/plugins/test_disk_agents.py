@@ -72,6 +72,7 @@ with Collector() as collector:
     with host:
         %s
         host.until(lambda: len(collector.events) == host.recorded, patience=60)
+        host.until(lambda: host.status().destinations["http"]["pending"] == 0)
         host.check_books()
     print(json.dumps({
         "levels": sorted(levels),
@@ -105,14 +106,14 @@ def integrity(folder):
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace makes the system calls fail")
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
-@pytest.mark.parametrize(("call", "when"), [("pwrite64", "60..160"), ("fdatasync", "12..24")])
+@pytest.mark.parametrize(("call", "when"), [("pwrite64", "60..70"), ("fdatasync", "12..16")])
 def test_s01_a_disk_that_fails_for_a_while_costs_durability_only(folder, call, when, error):
     """Written, or synced: records go on from memory, and to the disk when it works again."""
     inject = f"inject={call}:error={error}:when={when}"
     books, errors = in_a_process(
         folder,
         """
-for n in range(60):
+for n in range(30):
     host.record(10)
     host.confirm()
     levels.add(host.status().level)
@@ -122,13 +123,12 @@ host.until_level("journal")
         sync="full",
     )
 
-    assert books["reasons"] == books["recorded"] == 600
+    assert books["reasons"] == books["recorded"] == 300
     assert books["levels"] == ["journal", "memory"]
     assert books["dropped"] == {}
     # Stored, and not known to be: no more than what was on its way.
     assert books["twice"] <= 20
-    assert errors.count(AWAY) <= errors.count(BACK) + 1
-    assert errors.count(AWAY) < 8
+    assert 0 <= errors.count(AWAY) - errors.count(BACK) <= 1
     assert integrity(folder) == [("ok",)]
 
 
@@ -147,11 +147,13 @@ levels.add(host.status().level)
 host.until_delivered()
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 host.until_level("journal")
+host.record(1)
+host.until(host.confirm)
 levels.add(host.status().level)
 """,
     )
 
-    assert books["reasons"] == books["recorded"] == 201
+    assert books["reasons"] == books["recorded"] == 202
     assert books["levels"] == ["journal", "memory"]
     assert books["dropped"] == {}
     assert (errors.count(AWAY), errors.count(BACK)) == (1, 1)

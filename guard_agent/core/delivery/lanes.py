@@ -63,6 +63,7 @@ class Lanes(BufferStore):
         self._up = False
         self._retry_at = 0.0
         self._failures = 0
+        self._cannot_store = False
         self._reason: str | None = None
         self._known: Mapping[str, DestinationDepth] = {}
         # Deliveries that the store could not be told of; it is told when it is back.
@@ -123,9 +124,10 @@ class Lanes(BufferStore):
             try:
                 appended = await durable.append(records, evict=evict)
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
-                self._failed(error)
+                self._failed(error, storing=True)
             else:
                 self._note_append(appended)
+                self._recovered()
                 return appended
         return await self.memory.append(records, evict=evict)
 
@@ -222,16 +224,23 @@ class Lanes(BufferStore):
             self._failed(error)
             return None
         self._up = True
-        if self._failures:
-            logger.warning("the store %s works again", self.durable.context.instance)
-        self._failures = 0
         self._reason = None
+        if not self._cannot_store:
+            self._recovered()
         await self._move()
         return self.durable if self._up else None
 
-    def _failed(self, error: Exception) -> None:
+    def _recovered(self) -> None:
+        """A full disk can be opened and read: what could not store has recovered when it can."""
+        if self._failures and self.durable is not None:
+            logger.warning("the store %s works again", self.durable.context.instance)
+        self._failures = 0
+        self._cannot_store = False
+
+    def _failed(self, error: Exception, *, storing: bool = False) -> None:
         assert self.durable is not None  # noqa: S101 - only it can fail
         self._up = False
+        self._cannot_store = self._cannot_store or storing
         self._failures += 1
         self._reason = one_line(f"{type(error).__name__}: {error}")
         bound = min(_LONGEST_RETRY, _FIRST_RETRY * 2.0 ** min(self._failures - 1, 10))
@@ -287,8 +296,9 @@ class Lanes(BufferStore):
                 appended = await self.durable.append(list(lease.entries.values()), evict=False)
                 stored = appended.stored
                 self._note_append(appended)
+                self._recovered()
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
-                self._failed(error)
+                self._failed(error, storing=True)
             finally:
                 await self.memory.ack(lease, ids[:stored])
                 await self.memory.release(lease, ids[stored:])

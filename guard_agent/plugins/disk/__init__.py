@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field
 
@@ -23,7 +24,7 @@ from guard_agent import (
     Record,
     hookimpl,
 )
-from guard_agent.plugins.disk.database import PAGE_SIZE, Database
+from guard_agent.plugins.disk.database import PAGE_SIZE, Database, UncertainError
 from guard_agent.plugins.disk.folder import DiskStoreError
 from guard_agent.plugins.disk.jobs import Job, Jobs
 from guard_agent.plugins.disk.tables import Bounds, Dropped, Tables, make_tables
@@ -39,6 +40,7 @@ logger = logging.getLogger("guard_agent.disk")
 T = TypeVar("T")
 
 _MIB = 1024 * 1024
+_MAX_DOUBTS = 100
 _SMALLEST = 512
 """Payload bytes per record that the default of max_records reckons with."""
 _ROOM_PER_ENTRY = 64
@@ -117,6 +119,7 @@ class DiskStore(BufferStore):
         self._database: Database | None = None
         self._opener = 0
         self._resets = 0
+        self._doubts: deque[Callable[[sqlite3.Connection], None]] = deque(maxlen=_MAX_DOUBTS)
         max_records = settings.max_records or max(1, settings.max_bytes // _SMALLEST)
         self._tables = Tables(
             context.destinations,
@@ -201,10 +204,17 @@ class DiskStore(BufferStore):
     async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
         if not self.context.destinations or not records:
             return Appended(len(records))
-        appended, dropped = await self._run(
+
+        def take_back(
+            connection: sqlite3.Connection, result: tuple[Appended, Sequence[Dropped], int]
+        ) -> None:
+            self._tables.take_back(connection, result[2], records)
+
+        appended, dropped, _ = await self._run(
             lambda connection: self._tables.append(connection, records, evict=evict),
             # What was committed too late stays: it comes twice, with the same id.
             undo=lambda _: None,
+            doubt=take_back,
             grow=True,
         )
         self._tell_dropped(dropped)
@@ -221,11 +231,16 @@ class DiskStore(BufferStore):
                 job = Job(lambda _: None, time.monotonic() + self.settings.operation_timeout)
                 database.run(lambda c: self._tables.release(c, lease, lease.entries, 0.0), job)
 
+        def give_back_again(connection: sqlite3.Connection, result: Lease | None) -> None:
+            if result is not None:
+                self._tables.give_back(connection, result, database.owner.number)
+
         return await self._run(
             lambda connection: self._tables.lease(
                 connection, destination, max_records, max_bytes, ttl, database.owner.number
             ),
             undo=give_back,
+            doubt=give_back_again,
         )
 
     async def ack(self, lease: Lease, ids: Sequence[str]) -> int:
@@ -268,13 +283,32 @@ class DiskStore(BufferStore):
         write: bool = True,
         grow: bool = False,
         undo: Callable[[T], None] | None = None,
+        doubt: Callable[[sqlite3.Connection, T], None] | None = None,
     ) -> T:
+        """
+        Do ``work`` in a transaction; ``undo`` is for when nobody waits for it any more.
+
+        ``doubt`` undoes, before the next change, what may have been done although it failed.
+        """
         jobs, database = self._opened()
-        return await jobs.run(
-            lambda job: database.run(work, job, write=write, grow=grow),
-            self.settings.operation_timeout,
-            undo=undo,
-        )
+
+        def transaction(job: Job) -> T:
+            if write and self._doubts:
+                database.run(self._settle_doubts, job)
+                self._doubts.clear()
+            try:
+                return database.run(work, job, write=write, grow=grow)
+            except UncertainError as error:
+                if doubt is not None:
+                    result = cast("T", error.result)
+                    self._doubts.append(lambda connection: doubt(connection, result))
+                raise
+
+        return await jobs.run(transaction, self.settings.operation_timeout, undo=undo)
+
+    def _settle_doubts(self, connection: sqlite3.Connection) -> None:
+        for undo in self._doubts:
+            undo(connection)
 
     def _opened(self) -> tuple[Jobs, Database]:
         if self._jobs is None or self._database is None:

@@ -34,6 +34,16 @@ logger = logging.getLogger("guard_agent.disk")
 
 T = TypeVar("T")
 
+
+class UncertainError(DiskStoreError):
+    """A transaction failed while it was committed: it may be in the file all the same."""
+
+    def __init__(self, message: str, result: object) -> None:
+        super().__init__(message)
+        self.result = result
+        """What the work of the transaction returned."""
+
+
 PAGE_SIZE = 4096
 _WAL_KEPT = 16 * 1024 * 1024
 _PAUSE_FIRST = 0.0005
@@ -122,15 +132,24 @@ class Database:
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             result = work(connection)
             job.check()
-            connection.execute("COMMIT")
+            self._commit(connection, result)
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error) and not _is_busy(error):
+            broken = isinstance(error, sqlite3.Error) and not _is_busy(error)
+            if broken or isinstance(error, UncertainError):
                 self._disconnect()  # whatever is wrong, the next attempt begins with a new one
             raise
         return result
+
+    def _commit(self, connection: sqlite3.Connection, result: object) -> None:
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if _is_busy(error) or _is_corrupt(error):
+                raise
+            raise UncertainError(self._explain(error), result) from error
 
     def _check_log(self, connection: sqlite3.Connection) -> None:
         """The log is written back to the file now and then, unless somebody reads it for ever."""

@@ -183,8 +183,11 @@ class Tables:
 
     def append(
         self, connection: sqlite3.Connection, records: Sequence[Record], *, evict: bool
-    ) -> tuple[Appended, Sequence[Dropped]]:
-        """What `BufferStore.append` returns, and which unused destinations made room."""
+    ) -> tuple[Appended, Sequence[Dropped], int]:
+        """
+        What `BufferStore.append` returns, which unused destinations made room, and the number of
+        the first record that is in.
+        """
         ids = self.register(connection)
         size = sum([len(record.payload) for record in records])
         number, free_records, free_bytes = self._room(connection)
@@ -194,7 +197,7 @@ class Tables:
             number, free_records, free_bytes = self._room(connection)
         if len(records) <= free_records and size <= free_bytes:
             _insert(connection, records, size, number, ids.values())
-            return Appended(len(records)), dropped
+            return Appended(len(records)), dropped, number
 
         room = _Room(connection, self.bounds.bytes, free_records, free_bytes)
         stored = 0
@@ -213,7 +216,41 @@ class Tables:
         size = sum([len(record.payload) for record in kept])
         _insert(connection, kept, size, number, ids.values())
         evicted_by_name = {name: evicted for name, evicted in given_up.items() if evicted}
-        return Appended(stored, evicted_by_name), dropped
+        return Appended(stored, evicted_by_name), dropped, number
+
+    def take_back(
+        self, connection: sqlite3.Connection, number: int, records: Sequence[Record]
+    ) -> None:
+        """Undo an append of ``records`` from ``number`` on, if it happened: what nobody has."""
+        by_id = {record.id: record for record in records}
+        mine = []
+        for seq, data in connection.execute(
+            "SELECT seq, data FROM record WHERE seq BETWEEN ? AND ?",
+            (number, number + len(records) - 1),
+        ):
+            record = by_id.get(_header(data.partition(b"\n")[0])[0])
+            if record is not None:
+                mine.append((_key(record.priority, seq), len(record.payload)))
+        leased = {
+            key
+            for (key,) in connection.execute(
+                "SELECT key FROM pending WHERE hold > 0 "
+                "AND key IN (SELECT value FROM json_each(?))",
+                (_json([key for key, _ in mine]),),
+            )
+        }
+        free = [(key, size) for key, size in mine if key not in leased]
+        if free:
+            _evict(connection, [key for key, _ in free], sum([size for _, size in free]))
+
+    def give_back(self, connection: sqlite3.Connection, lease: Lease, owner: int) -> None:
+        """Undo a lease, if it happened: another owner may have got its number."""
+        hold = _hold_of(connection, lease)
+        row = connection.execute(
+            "SELECT 1 FROM hold WHERE id = ? AND lease = ?", (hold, owner)
+        ).fetchone()
+        if row is not None:
+            self.release(connection, lease, lease.entries, 0.0)
 
     def _room(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
         """Number of the next record, records and bytes that fit."""

@@ -103,6 +103,8 @@ def test_r02_a_server_that_dies_costs_neither_records_nor_deliveries(
         host.until_delivered()
         host.until_level("journal")
         host.until(lambda: host.status().destinations["http"]["pending"] == 0)
+        host.record(1)
+        host.until(host.confirm)
     assert collector.duplicates == []
     assert (said(caplog, AWAY), said(caplog, BACK)) == (1, 1)
 
@@ -167,6 +169,8 @@ def test_r05_a_server_that_becomes_a_replica_is_used_again_when_it_is_promoted(
         collector.always(None)
         host.until_delivered()
         host.until_level("journal")
+        host.record(1)
+        host.until(host.confirm)
     assert collector.duplicates == []
     assert (said(caplog, AWAY), said(caplog, BACK)) == (1, 1)
 
@@ -276,6 +280,8 @@ def test_r15_a_user_who_may_no_longer_costs_durability_until_he_may_again(
         assert int(refused["count"]) < 10, "slow retry"
         server.command("ACL", "SETUSER", "agent", "+@all")
         host.until_level("journal")
+        host.record(1)
+        host.until(host.confirm)
     assert "geheim" not in caplog.text
     assert (said(caplog, AWAY), said(caplog, BACK)) == (1, 1)
 
