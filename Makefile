@@ -80,6 +80,7 @@ bench: $(STAMP) ## this release beside guard-agent 3.2.4, and what levels and st
 	@$(BIN)/python benchmarks/gzip_level.py
 	@$(BIN)/python benchmarks/stores.py
 	@$(BIN)/python benchmarks/redis_store.py
+	@$(BIN)/python benchmarks/durable.py
 
 .PHONY: sweep
 sweep: $(STAMP) ## kill and restart processes on each durable store, and count what was lost
