@@ -31,7 +31,7 @@ STOP_TIMEOUT = 2.0
 STOP_LIMIT = STOP_TIMEOUT + 0.1
 """Seconds that `stop` may take, with `STOP_TIMEOUT`; a busy machine gets some more."""
 SLACK = 0.4
-LONGEST_TAKE = 0.05
+LONGEST_TAKE = 0.2
 """Seconds that taking a record may last on a busy machine; far less than any fault does."""
 
 

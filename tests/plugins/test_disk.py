@@ -906,7 +906,7 @@ async def test_a_cancelled_append_or_lease_that_waits_does_not_happen(folder):
         assert await counts(store) == (1, 0, 0)
 
 
-async def test_no_lease_is_lost_wherever_it_is_cancelled(folder):
+async def test_p08_no_lease_is_lost_wherever_it_is_cancelled(folder):
     """
     FAULTS P08: cancelled after any number of steps, the records are ready again.
     """
@@ -949,7 +949,7 @@ def integrity(path):
 
 
 @posix_only
-def test_a_fork_with_an_open_store_harms_neither_side(folder):
+def test_s06_a_fork_with_an_open_store_harms_neither_side(folder):
     """
     FAULTS S06: a fork storm, with transactions under way. Each child has a store of its own.
     """
@@ -1120,7 +1120,7 @@ for ours in children:
 @pytest.mark.parametrize(
     ("call", "when"), [("pwrite64", "60..4000+60"), ("fdatasync", "20..400+20")]
 )
-def test_a_failing_system_call_is_an_error_or_nothing_and_passes(folder, call, when, error):
+def test_s01_a_failing_system_call_is_an_error_or_nothing_and_passes(folder, call, when, error):
     """
     FAULTS S01: what was confirmed stays, and the store goes on when the disk does.
     """

@@ -299,6 +299,8 @@ def restarts(stage: Stage, size: int) -> None:
     stage.collector.always(Answer(delay=0.3), only="events")
     load: dict[str, Any] = {"count": None, "max_batch_records": 100}
     workers = [stage.start(**load) for _ in range(3)]
+    for worker in workers:
+        worker.wait_until("started")
     for _ in range(size):
         successor = stage.start(**load)
         successor.wait_until("started")

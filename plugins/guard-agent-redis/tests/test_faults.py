@@ -28,7 +28,7 @@ CHANGE = int(Priority.CHANGE)
 # --- down, slow, back again -----------------------------------------------------------------------
 
 
-async def test_a_server_that_is_down_at_the_start_is_named_at_once(server, kit):
+async def test_r01_a_server_that_is_down_at_the_start_is_named_at_once(server, kit):
     """R01"""
     server.kill()
     store = kit.make(f"redis://:geheim@127.0.0.1:{server.port}/0", deadline=0.5)
@@ -43,7 +43,7 @@ async def test_a_server_that_is_down_at_the_start_is_named_at_once(server, kit):
         assert await store.stats()
 
 
-async def test_what_was_confirmed_survives_the_death_of_the_server(durable_server, kit):
+async def test_r02_what_was_confirmed_survives_the_death_of_the_server(durable_server, kit):
     """R02, with appendonly"""
     server = durable_server
     async with kit.opened(server.url, deadline=1) as store:
@@ -64,7 +64,7 @@ async def test_what_was_confirmed_survives_the_death_of_the_server(durable_serve
         assert sorted(await kit.drain(store)) == sorted(f"record-{n}" for n in range(51, 511))
 
 
-async def test_a_server_that_dies_between_delivery_and_ack_costs_one_batch_twice(
+async def test_r02_a_server_that_dies_between_delivery_and_ack_costs_one_batch_twice(
     durable_server, kit
 ):
     """R02"""
@@ -103,7 +103,7 @@ async def failure(work):
 
 
 @pytest.mark.parametrize("operation", ["append", "lease", "stats", "release_expired"])
-async def test_a_frozen_server_costs_no_more_than_the_deadline(server, kit, operation):
+async def test_r06_a_frozen_server_costs_no_more_than_the_deadline(server, kit, operation):
     """R06, SIGSTOP"""
     async with kit.opened(server.url, deadline=DEADLINE) as store:
         work = {
@@ -122,7 +122,7 @@ async def test_a_frozen_server_costs_no_more_than_the_deadline(server, kit, oper
         await work()
 
 
-async def test_a_paused_server_costs_no_more_than_the_deadline(server, kit):
+async def test_r06_a_paused_server_costs_no_more_than_the_deadline(server, kit):
     """R06, CLIENT PAUSE"""
     async with kit.opened(server.url, deadline=DEADLINE) as store:
         await store.append(make_records(3), evict=True)
@@ -136,7 +136,7 @@ async def test_a_paused_server_costs_no_more_than_the_deadline(server, kit):
         assert set(await kit.drain(store)) >= {"record-1", "record-2", "record-3"}
 
 
-async def test_answers_that_come_too_late_are_not_taken_for_others(server, kit):
+async def test_r06_answers_that_come_too_late_are_not_taken_for_others(server, kit):
     """R06: the connection of a call that ran out of time is closed, not used again."""
     async with kit.opened(server.url, deadline=0.05) as store:
         await store.append(make_records(5), evict=True)
@@ -230,7 +230,7 @@ async def test_a_server_without_memory_still_hears_who_is_there(server, kit):
 # --- full, read-only, not allowed -----------------------------------------------------------------
 
 
-async def test_a_server_without_memory_refuses_records_and_can_be_drained(server, kit):
+async def test_r03_a_server_without_memory_refuses_records_and_can_be_drained(server, kit):
     """R03"""
     async with kit.opened(server.url) as store:
         await store.append(make_records(200, size=1000), evict=True)
@@ -255,7 +255,7 @@ async def test_a_server_without_memory_refuses_records_and_can_be_drained(server
         assert len(await kit.drain(store)) == 100
 
 
-async def test_a_replica_is_refused_until_it_is_promoted(server, kit):
+async def test_r05_a_replica_is_refused_until_it_is_promoted(server, kit):
     """R05"""
     async with kit.opened(server.url) as store:
         await store.append(make_records(3), evict=True)
@@ -268,7 +268,7 @@ async def test_a_replica_is_refused_until_it_is_promoted(server, kit):
         assert len(await kit.drain(store)) == 3
 
 
-async def test_a_replica_that_lost_its_primary_is_refused(server, kit):
+async def test_r05_a_replica_that_lost_its_primary_is_refused(server, kit):
     """R05, MASTERDOWN"""
     async with kit.opened(server.url) as store:
         server.command("CONFIG", "SET", "replica-serve-stale-data", "no")
@@ -280,7 +280,7 @@ async def test_a_replica_that_lost_its_primary_is_refused(server, kit):
         assert await kit.until(store.stats)
 
 
-async def test_a_failover_to_the_replica_keeps_what_was_replicated(kit):
+async def test_r05_a_failover_to_the_replica_keeps_what_was_replicated(kit):
     """R05: the replica has the groups, the leases and the books as well."""
     with RedisServer() as primary, RedisServer() as replica:
         async with kit.opened(primary.url, project="shared") as store:
@@ -318,7 +318,7 @@ def rights():
     return text.partition("```")[0].split()
 
 
-async def test_a_user_with_the_rights_of_the_readme_can_do_everything(server, kit):
+async def test_r15_a_user_with_the_rights_of_the_readme_can_do_everything(server, kit):
     """R15"""
     server.command("ACL", "SETUSER", "agent", "on", ">geheim", "resetkeys", *rights())
     async with kit.opened(server.url, ("one", "two"), username="agent", password="geheim") as store:
@@ -360,7 +360,7 @@ async def test_a_user_may_be_without_info_and_config(server, kit):
         ("redis://127.0.0.1:{port}/0", "asks for a password"),
     ],
 )
-async def test_what_a_user_may_not_do_is_said_without_the_password(kit, caplog, url, message):
+async def test_r15_what_a_user_may_not_do_is_said_without_the_password(kit, caplog, url, message):
     """R15"""
     with RedisServer(options={"requirepass": "chef"}) as server:
         server.command("ACL", "SETUSER", "agent", "on", ">geheim", "~*", "-@all", "+info")
@@ -375,7 +375,7 @@ async def test_what_a_user_may_not_do_is_said_without_the_password(kit, caplog, 
     assert "falsch" not in text
 
 
-async def test_a_server_with_too_many_clients_is_not_available(server, kit):
+async def test_r15_a_server_with_too_many_clients_is_not_available(server, kit):
     """R15"""
     server.command("CONFIG", "SET", "maxclients", 1)
     store = kit.make(server.url)
@@ -392,7 +392,7 @@ async def test_a_key_of_another_kind_is_named(server, kit):
         await kit.make(server.url, project="p").open()
 
 
-async def test_a_server_that_is_too_old_is_refused_in_one_line(kit):
+async def test_r17_a_server_that_is_too_old_is_refused_in_one_line(kit):
     """R17; there is no such server at hand, so a few lines speak for it."""
     asked = []
 
@@ -427,7 +427,7 @@ async def test_a_server_that_is_too_old_is_refused_in_one_line(kit):
 
 
 @pytest.mark.parametrize("asked", ["append", "single append", "lease", "stats", "release_expired"])
-async def test_after_flushall_the_store_is_built_anew_once(server, kit, asked):
+async def test_r07_after_flushall_the_store_is_built_anew_once(server, kit, asked):
     """R07"""
     async with kit.opened(server.url) as store:
         await store.append(make_records(5), evict=True)
@@ -455,7 +455,7 @@ async def test_after_flushall_the_store_is_built_anew_once(server, kit, asked):
         assert store.resets == 1
 
 
-async def test_a_stream_that_was_deleted_does_not_keep_the_others_back(server, kit):
+async def test_r07_a_stream_that_was_deleted_does_not_keep_the_others_back(server, kit):
     """R07, NOGROUP: what is left in other streams is delivered, and the books are right again."""
     async with kit.opened(server.url, ("one", "two")) as store:
         await store.append(make_records(5), evict=True)
@@ -494,7 +494,7 @@ JUNK = [
 
 
 @pytest.mark.parametrize("junk", JUNK)
-async def test_junk_in_a_stream_is_buried_and_the_rest_goes_on(server, kit, caplog, junk):
+async def test_r09_junk_in_a_stream_is_buried_and_the_rest_goes_on(server, kit, caplog, junk):
     """R09"""
     async with kit.opened(server.url, ("one", "two")) as store:
         stream = f"{store._base}records:{CHANGE}"
@@ -514,7 +514,7 @@ async def test_junk_in_a_stream_is_buried_and_the_rest_goes_on(server, kit, capl
         assert server.command("XLEN", stream) == 0
 
 
-async def test_junk_is_bounded(server, kit):
+async def test_r09_junk_is_bounded(server, kit):
     """R09"""
     async with kit.opened(server.url, max_dead_letters=3) as store:
         stream = f"{store._base}records:{CHANGE}"
@@ -528,7 +528,7 @@ async def test_junk_is_bounded(server, kit):
         assert server.command("MEMORY", "USAGE", f"{store._base}dead:one") < 10_000
 
 
-async def test_junk_with_a_huge_id_does_not_stop_what_follows(server, kit):
+async def test_r09_junk_with_a_huge_id_does_not_stop_what_follows(server, kit):
     """R09: later entries get ids behind it, whatever the clock says."""
     async with kit.opened(server.url) as store:
         stream = f"{store._base}records:{CHANGE}"
@@ -551,7 +551,7 @@ async def test_evicted_junk_does_not_count(server, kit):
         assert appended.evicted == {"one": 2}
 
 
-async def test_settings_of_the_server_that_can_lose_records_are_said_once(server, kit, caplog):
+async def test_r04_settings_of_the_server_that_can_lose_records_are_said_once(server, kit, caplog):
     """R04"""
     server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     store = kit.make(server.url)
