@@ -139,7 +139,7 @@ def test_s01_a_disk_that_is_full_is_used_again_when_there_is_room(folder):
         """
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 host.record(1)
-assert host.confirm()
+host.until_delivered()
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 host.record(200)
 assert not host.confirm()
