@@ -81,11 +81,14 @@ bench: $(STAMP) ## this release beside guard-agent 3.2.4, and what levels and st
 	@$(BIN)/python benchmarks/gzip_level.py
 	@$(BIN)/python benchmarks/stores.py
 	@$(BIN)/python benchmarks/redis_store.py
+	@$(BIN)/python benchmarks/durable.py
 
 .PHONY: sweep
-sweep: $(STAMP) ## kill processes 500 times at each durable store, and count what was lost
+sweep: $(STAMP) ## kill and restart processes on each durable store, and count what was lost
 	$(BIN)/python tests/sweeps/kill_sweep.py --kills 500
 	$(BIN)/python plugins/guard-agent-redis/tests/kill_sweep.py --kills 500
+	$(BIN)/python tests/sweeps/agent_sweep.py --store disk
+	$(BIN)/python tests/sweeps/agent_sweep.py --store redis
 
 .PHONY: clean
 clean: ## remove everything that was made here

@@ -367,6 +367,16 @@ class BufferStore(Resource, ABC):
         """
         return None
 
+    @property
+    def resets(self) -> int:
+        """
+        How often it found that what it had held is gone, and began anew. The agent books as lost
+        what is missing then.
+
+        When several processes share the store, only the one that found it counts.
+        """
+        return 0
+
     def describe(self) -> Mapping[str, object]:
         """What an operator should see in health, such as ``{"sync": "full"}``. No secrets."""
         return {}

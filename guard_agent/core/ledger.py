@@ -31,6 +31,8 @@ class DropReason(str, Enum):
     """Sent to an agent that was stopped."""
     INTERNAL = "internal"
     """Caused by the agent's own work, such as an instrumented HTTP client."""
+    STORE_RESET = "store_reset"
+    """Was in a store that lost what it held: its file was corrupt, its server was emptied."""
     SHUTDOWN = "shutdown"
     """Still in a store that does not outlive the process when the agent stopped."""
 

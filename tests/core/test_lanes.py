@@ -209,6 +209,32 @@ async def test_an_outage_is_said_once_and_so_is_its_end(caplog):
     ]
 
 
+async def test_a_store_that_can_be_opened_but_takes_nothing_is_said_once(caplog):
+    """A full disk, for example: it is not well again before it has stored something."""
+    caplog.set_level(logging.WARNING)
+    bench = Bench()
+    await bench.lanes.open()
+    append = bench.durable.append
+
+    async def refuse(records, *, evict):
+        raise OSError("no space left")
+
+    bench.durable.append = refuse
+    for _ in range(20):
+        await bench.append(1)
+        await bench.lanes.stats()
+        bench.now += 60
+    assert len(caplog.records) == 1
+    bench.durable.append = append
+    await bench.append(1)
+
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "the store durable is not available",
+        "the store durable works again",
+    ]
+    assert await bench.pending(bench.durable) == 21
+
+
 async def test_with_two_destinations_what_is_in_memory_is_delivered_from_there():
     bench = Bench(destinations=("one", "two"), away=True)
     await bench.lanes.open()
@@ -278,3 +304,33 @@ async def test_a_move_that_is_cancelled_loses_nothing():
         await task
 
     assert (await bench.memory.stats())["one"].ready == 3
+
+
+async def test_a_lease_that_could_not_be_given_back_is_given_back_later():
+    bench = Bench()
+    await bench.lanes.open()
+    await bench.append(2)
+    lease = await bench.lease()
+    bench.durable.away = True
+    assert await bench.lanes.release(lease, list(lease.entries)) == 0
+
+    bench.come_back()
+
+    assert len((await bench.lease()).entries) == 2
+
+
+async def test_depths_are_right_without_having_been_asked_for_before_the_outage():
+    bench = Bench()
+    await bench.lanes.open()
+    await bench.append(5)
+    lease = await bench.lease()
+    await bench.lanes.ack(lease, list(lease.entries)[:1])
+    bench.durable.away = True
+    await bench.lanes.ack(lease, list(lease.entries)[1:2])
+
+    assert (await bench.lanes.stats())["one"].pending == 3
+    assert not bench.lanes.is_exact
+    bench.come_back()
+    await bench.append(1)
+    assert (await bench.lanes.stats())["one"].pending == 4
+    assert bench.lanes.is_exact

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -184,6 +185,108 @@ async def test_what_one_process_had_leased_another_gives_back(folder):
         assert await first.release(late, list(late.entries)) == 0
         assert await first.ack(late, list(late.entries)[:1]) == 1
         assert await second.ack(present, list(present.entries)) == 1
+
+
+LEASING = (
+    PREAMBLE
+    + """
+async def main():
+    store = make_store(sys.argv[1])
+    await store.open()
+    await store.append(make_records(5), evict=False)
+    lease = await store.lease("one", 3, 1 << 30, 3600.0)
+    if sys.argv[2] == "close":
+        await store.close()
+    print("leased", flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+)
+
+
+@contextmanager
+def leasing(folder, how="stay"):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LEASING, str(folder), how], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "leased\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@posix_only
+async def test_what_a_killed_process_had_leased_is_free_at_once(folder):
+    """Not before it is dead, and long before its leases end."""
+    async with opened(folder) as living:
+        with leasing(folder) as process:
+            assert await living.release_expired() == 0
+            assert await counts(living) == (2, 3, 0)
+
+            process.kill()
+            process.wait()
+
+            assert await living.release_expired() == 3
+            assert await counts(living) == (5, 0, 0)
+        assert len(list(folder.glob("*.owner-*"))) == 1
+
+
+@posix_only
+async def test_what_a_killed_process_had_leased_is_free_for_the_next(folder):
+    with leasing(folder):
+        pass
+
+    async with opened(folder) as store:
+        assert await counts(store) == (5, 0, 0)
+
+
+@posix_only
+async def test_what_a_process_that_is_still_there_had_leased_stays_leased(folder):
+    """Stopped, or with its store closed: it may come back, and have it on its way."""
+    with leasing(folder) as process:
+        process.send_signal(signal.SIGSTOP)
+        async with opened(folder) as store:
+            assert await store.release_expired() == 0
+            assert await counts(store) == (2, 3, 0)
+    with leasing(folder, "close"):
+        async with opened(folder) as store:
+            assert await counts(store) == (7, 3, 0)
+
+
+@posix_only
+async def test_a_child_does_not_keep_what_its_dead_parent_had_leased(folder):
+    code = (
+        PREAMBLE
+        + """
+async def main():
+    store = make_store(sys.argv[1])
+    await store.open()
+    await store.append(make_records(2), evict=False)
+    await store.lease("one", 2, 1 << 30, 3600.0)
+    return store
+loop = asyncio.new_event_loop()
+store = loop.run_until_complete(main())
+if child := os.fork():
+    print(child)
+    sys.stdout.flush()
+    os.kill(os.getpid(), 9)
+os.close(1)
+import time
+time.sleep(60)
+"""
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    child = int(process.stdout)
+    try:
+        async with opened(folder) as store:
+            assert await counts(store) == (2, 0, 0)
+        os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 async def test_a_lease_from_before_a_restart_of_the_system_is_void(folder):
@@ -480,9 +583,9 @@ async def refused(folder, **options):
 async def test_nobody_else_can_read_the_files(folder):
     async with opened(folder) as store:
         await store.append(make_records(1), evict=False)
-        names = sorted(path.name for path in folder.iterdir())
-        assert names == [store.path.name + suffix for suffix in ("", "-shm", "-wal")]
-        assert [path.stat().st_mode & 0o777 for path in folder.iterdir()] == [0o600] * 3
+        names = [path.name for path in folder.iterdir() if ".owner-" not in path.name]
+        assert sorted(names) == [store.path.name + suffix for suffix in ("", "-shm", "-wal")]
+        assert [path.stat().st_mode & 0o777 for path in folder.iterdir()] == [0o600] * 4
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -803,7 +906,7 @@ async def test_a_cancelled_append_or_lease_that_waits_does_not_happen(folder):
         assert await counts(store) == (1, 0, 0)
 
 
-async def test_no_lease_is_lost_wherever_it_is_cancelled(folder):
+async def test_p08_no_lease_is_lost_wherever_it_is_cancelled(folder):
     """
     FAULTS P08: cancelled after any number of steps, the records are ready again.
     """
@@ -846,7 +949,7 @@ def integrity(path):
 
 
 @posix_only
-def test_a_fork_with_an_open_store_harms_neither_side(folder):
+def test_s06_a_fork_with_an_open_store_harms_neither_side(folder):
     """
     FAULTS S06: a fork storm, with transactions under way. Each child has a store of its own.
     """
@@ -1017,7 +1120,7 @@ for ours in children:
 @pytest.mark.parametrize(
     ("call", "when"), [("pwrite64", "60..4000+60"), ("fdatasync", "20..400+20")]
 )
-def test_a_failing_system_call_is_an_error_or_nothing_and_passes(folder, call, when, error):
+def test_s01_a_failing_system_call_is_an_error_or_nothing_and_passes(folder, call, when, error):
     """
     FAULTS S01: what was confirmed stays, and the store goes on when the disk does.
     """

@@ -80,9 +80,9 @@ class Calls:
         return task.result()
 
 
-async def finish(work: Awaitable[_T]) -> _T:
+async def finish(work: Awaitable[_T], patience: Callable[[], float] = lambda: GRACE) -> _T:
     """
-    Await ``work``; a cancellation that comes meanwhile waits for it, as long as it is quick.
+    Await ``work``; a cancellation that comes meanwhile waits ``patience()`` seconds for it.
 
     For a store operation and its booking, which belong together.
     """
@@ -91,7 +91,7 @@ async def finish(work: Awaitable[_T]) -> _T:
         await asyncio.wait([task])
     except asyncio.CancelledError:
         task.add_done_callback(_seen)
-        await asyncio.wait([task], timeout=GRACE)
+        await asyncio.wait([task], timeout=patience())
         if not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=2 * GRACE)
@@ -117,6 +117,10 @@ class SafeStore(BufferStore):
     @property
     def level(self) -> Level:  # type: ignore[override]  # the wrapped class has it as such
         return self._store.level
+
+    @property
+    def resets(self) -> int:
+        return self._store.resets
 
     def describe(self) -> Mapping[str, object]:
         return self._store.describe()

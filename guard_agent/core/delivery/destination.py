@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from guard_agent.core.delivery.calls import Calls, finish
+from guard_agent.core.delivery.calls import GRACE, Calls, finish
 from guard_agent.core.delivery.gate import GateState
 from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
 from guard_agent.core.interfaces import (
@@ -47,6 +47,11 @@ logger = logging.getLogger("guard_agent.delivery")
 
 LEASE_TTL = 60.0
 """Seconds a lease lasts at least; longer when the calls into the transport may take longer."""
+_CALLS_PER_LEASE = 4
+"""
+A batch of events, one of metrics, and a status report before either, however slow the collector is,
+and some room: what is leased by one must not go to another while its owner may still send it.
+"""
 CALL_LIMIT = 30.0
 MAX_EXTRA_REQUESTS = 40
 """Requests that splitting one lease may cost; what is left then waits for the next attempt."""
@@ -95,7 +100,9 @@ class Destination:
         self._on_error = on_error
         self._clock = clock
         self._calls = Calls(call_limit)
-        self._lease_ttl = max(LEASE_TTL, 2 * call_limit)
+        self._lease_ttl = max(LEASE_TTL, _CALLS_PER_LEASE * call_limit)
+        self._patience: Callable[[], float] = lambda: GRACE
+        self._halted = False
         self._opened = False
         self._in_use = asyncio.Lock()
         self._defect_logged = False
@@ -111,6 +118,8 @@ class Destination:
 
         What the store raises is passed on: it says nothing about the collector.
         """
+        if self._halted:
+            return None
         if (delay := self.gate.delay(self._clock())) > 0:
             return delay
         lease = await self._lease()
@@ -123,7 +132,7 @@ class Destination:
             return await self._deliver(lease, open_ids)
         finally:
             if open_ids:
-                await finish(self._give_back(lease, open_ids))
+                await finish(self._give_back(lease, open_ids), self._patience)
 
     async def report(self, status: AgentStatus) -> bool:
         """Hand over a status report if the collector may be asked now; never waits for it."""
@@ -140,6 +149,15 @@ class Destination:
         else:
             self.gate.answered()
         return False
+
+    def halt(self, patience: Callable[[], float]) -> None:
+        """
+        Begin no further request: what is on its way may end, and the rest stays in the store.
+
+        When that is cut off, its step with the store is waited for ``patience()`` seconds.
+        """
+        self._halted = True
+        self._patience = patience
 
     async def close(self) -> None:
         """Close the transport."""
@@ -177,7 +195,7 @@ class Destination:
         planned = len(chunks)
         sent = 0
         while chunks:
-            if sent >= planned + MAX_EXTRA_REQUESTS:
+            if self._halted or sent >= planned + MAX_EXTRA_REQUESTS:
                 break
             chunk = chunks.pop()
             if len(chunk) > 1 and _size(chunk) > self._max_bytes:
@@ -296,7 +314,7 @@ class Destination:
             _forget(open_ids, chunk)
 
         self._rejected_alone = 0
-        await finish(book())
+        await finish(book(), self._patience)
         first = self.books.last_success is None
         self.books.last_success = time.time()
         self.books.last_error = None
@@ -323,7 +341,7 @@ class Destination:
                 )
             _forget(open_ids, chunk)
 
-        await finish(book())
+        await finish(book(), self._patience)
         self.books.last_error = clean
         if self.books.buried == 1:
             logger.warning("%s refused a record for good, it is buried: %s", self.name, clean)

@@ -65,10 +65,12 @@ class Lanes(BufferStore):
         self._up = False
         self._retry_at = 0.0
         self._failures = 0
+        self._cannot_store = False
         self._reason: str | None = None
         self._known: Mapping[str, DestinationDepth] = {}
         # Deliveries that the store could not be told of; it is told when it is back.
         self._unacked: deque[tuple[Lease, Sequence[str]]] = deque(maxlen=_MAX_UNACKED)
+        self._unreleased: deque[tuple[Lease, Sequence[str]]] = deque(maxlen=_MAX_UNACKED)
         if durable is not None:
             self.attach(durable)
 
@@ -89,6 +91,15 @@ class Lanes(BufferStore):
     def trouble(self) -> str | None:
         """Why the durable store is not in use, or None when all is as it should be."""
         return None if self.durable is None or self._up else self._reason or "not open yet"
+
+    @property
+    def resets(self) -> int:
+        return self.durable.resets if self.durable is not None else 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `stats` says what there is now, and the store knows of every delivery."""
+        return self.durable is None or (self._up and not self._unacked)
 
     def describe(self) -> Mapping[str, object]:
         store = self.memory if self.durable is None else self.durable
@@ -122,9 +133,13 @@ class Lanes(BufferStore):
         durable = await self._available()
         if durable is not None:
             try:
-                return await durable.append(records, evict=evict)
+                appended = await durable.append(records, evict=evict)
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
-                self._failed(error)
+                self._failed(error, storing=True)
+            else:
+                self._note_append(appended)
+                self._recovered()
+                return appended
         return await self.memory.append(records, evict=evict)
 
     async def lease(
@@ -147,10 +162,14 @@ class Lanes(BufferStore):
             return await self.memory.ack(inner, ids)
         if self._up and self.durable is not None:
             try:
-                return await self.durable.ack(lease, ids)
+                count = await self.durable.ack(lease, ids)
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
                 self._failed(error)
+            else:
+                self._note(lease.destination, -count)
+                return count
         self._unacked.append((lease, tuple(ids)))
+        self._note(lease.destination, -len(ids))
         return len(ids)
 
     async def release(self, lease: Lease, ids: Sequence[str], delay: float = 0.0) -> int:
@@ -161,17 +180,20 @@ class Lanes(BufferStore):
                 return await self.durable.release(lease, ids, delay)
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
                 self._failed(error)
-        return 0  # the lease runs out by itself
+        self._unreleased.append((lease, tuple(ids)))
+        return 0
 
     async def bury(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
         if (inner := _of_memory(lease)) is not None:
             return await self.memory.bury(inner, ids, reason)
         assert self.durable is not None  # noqa: S101 - the lease is one of its
         try:
-            return await self.durable.bury(lease, ids, reason)
+            count = await self.durable.bury(lease, ids, reason)
         except Exception as error:
             self._failed(error)
             raise
+        self._note(lease.destination, -count)
+        return count
 
     async def release_expired(self) -> int:
         released = await self.memory.release_expired()
@@ -208,21 +230,28 @@ class Lanes(BufferStore):
             return None
         try:
             await self.durable.open()
-            await self._settle_acks()
+            await self._catch_up()
         except Exception as error:  # noqa: BLE001 - plugin meets core: contract of Resource.open
             self._failed(error)
             return None
         self._up = True
-        if self._failures:
-            logger.warning("the store %s works again", self.durable.context.instance)
-        self._failures = 0
         self._reason = None
+        if not self._cannot_store:
+            self._recovered()
         await self._move()
         return self.durable if self._up else None
 
-    def _failed(self, error: Exception) -> None:
+    def _recovered(self) -> None:
+        """A full disk can be opened and read: what could not store has recovered when it can."""
+        if self._failures and self.durable is not None:
+            logger.warning("the store %s works again", self.durable.context.instance)
+        self._failures = 0
+        self._cannot_store = False
+
+    def _failed(self, error: Exception, *, storing: bool = False) -> None:
         assert self.durable is not None  # noqa: S101 - only it can fail
         self._up = False
+        self._cannot_store = self._cannot_store or storing
         self._failures += 1
         self._reason = one_line(f"{type(error).__name__}: {error}")
         bound = min(_LONGEST_RETRY, _FIRST_RETRY * 2.0 ** min(self._failures - 1, 10))
@@ -235,12 +264,29 @@ class Lanes(BufferStore):
                 exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
             )
 
-    async def _settle_acks(self) -> None:
+    async def _catch_up(self) -> None:
+        """Tell the store what became of its leases meanwhile."""
         assert self.durable is not None  # noqa: S101 - the caller has it
         while self._unacked:
             lease, ids = self._unacked[0]
             await self.durable.ack(lease, ids)
             self._unacked.popleft()
+        while self._unreleased:
+            lease, ids = self._unreleased[0]
+            await self.durable.release(lease, ids)
+            self._unreleased.popleft()
+
+    # What the store holds, as far as we know without asking: for the time when it cannot be asked.
+
+    def _note_append(self, appended: Appended) -> None:
+        for name in self.memory.context.destinations:
+            self._note(name, appended.stored - appended.evicted.get(name, 0))
+
+    def _note(self, destination: str, amount: int) -> None:
+        known = self._known.get(destination, DestinationDepth())
+        leased = min(known.leased, max(known.pending + amount, 0))
+        ready = max(known.pending + amount - leased, 0)
+        self._known = {**self._known, destination: replace(known, ready=ready, leased=leased)}
 
     async def _move(self) -> None:
         """
@@ -264,8 +310,10 @@ class Lanes(BufferStore):
             try:
                 appended = await self.durable.append(list(lease.entries.values()), evict=False)
                 stored = appended.stored
+                self._note_append(appended)
+                self._recovered()
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
-                self._failed(error)
+                self._failed(error, storing=True)
             finally:
                 await self.memory.ack(lease, ids[:stored])
                 await self.memory.release(lease, ids[stored:])

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from guard_agent.core.delivery.calls import Calls, finish
+from guard_agent.core.delivery.calls import GRACE, Calls, finish
 from guard_agent.core.interfaces import DestinationDepth, Level
 from guard_agent.core.ledger import DropReason
 from guard_agent.core.reentry import mark
@@ -45,6 +45,8 @@ _EXPIRY_INTERVAL = 5.0
 _RESTART_MAX = 60.0
 _CLOSE_SHARE = 0.25
 """Share of the time to stop that is kept for closing what is open."""
+_BEGIN_SHARE = 0.5
+"""Share of the rest in which requests still begin, when what is not sent stays in the store."""
 
 
 class Worker:
@@ -87,6 +89,8 @@ class Worker:
         self._finishing = asyncio.Event()
         self._store_open = False
         self._store_failing: set[str] = set()
+        self._resets = 0
+        self._missing: Mapping[str, int] = {}
         self._moving = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._stop_at = 0.0
@@ -229,7 +233,28 @@ class Worker:
         async with self._moving, self._books_lock:
             if self._store_open:
                 self.depths = await self._store.stats()
+                self._book_reset()
         return self.depths
+
+    def _book_reset(self) -> None:
+        """
+        A store that began anew has lost what it held: what is missing since then is given up.
+
+        What was missing before is what other processes, who share it, had put in or taken out.
+        """
+        with self._ring.locked():
+            waiting = len(self._ring)
+            missing = {
+                name: self._ledger.balance(name, waiting + depth.pending).difference
+                for name, depth in self.depths.items()
+            }
+        if self._store.resets > self._resets:
+            self._resets = self._store.resets
+            for name, count in missing.items():
+                lost = max(count - self._missing.get(name, 0), 0)
+                self._ledger.destinations[name].dropped[DropReason.STORE_RESET] += lost
+        elif self._store.is_exact:
+            self._missing = missing
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -287,9 +312,15 @@ class Worker:
         for task in tasks[3 + len(self._destinations) :]:
             task.cancel()  # and nobody waits for a rule source that resists
         await self._end([pump])
-        send_for = (self._stop_at - time.monotonic()) * (1 - _CLOSE_SHARE)
+        send_for = max(self._stop_at - time.monotonic(), 0) * (1 - _CLOSE_SHARE)
         work = asyncio.ensure_future(self._store_and_send(deliveries))
-        await asyncio.wait([work], timeout=max(send_for, 0))
+        begin_for = send_for * _BEGIN_SHARE
+        if (await asyncio.wait([work], timeout=begin_for))[1] and self._survives():
+            # A request that is cut off may have arrived, and another process would send it again.
+            for destination in self._destinations.values():
+                destination.halt(self._patience)
+            self._set_due()
+        await asyncio.wait([work], timeout=send_for - begin_for)
         await self._end([work, *deliveries])
         if not work.cancelled() and work.done() and (error := work.exception()) is not None:
             logger.error("the last flush failed", exc_info=error)
@@ -309,6 +340,7 @@ class Worker:
                 await Calls(max((self._stop_at - time.monotonic()) / 2, 0.05))(self._store.settle)
             with suppress(Exception):
                 self.depths = await self._store.stats()
+                self._book_reset()
         volatile: Mapping[str, DestinationDepth] = {}
         with suppress(Exception):
             volatile = await self._store.memory.stats()
@@ -378,7 +410,7 @@ class Worker:
                 if not self._ring.waiting:
                     await self._arrived.wait()
             if not backoff and not self._ring.under_pressure():
-                durable = self._store.present_level is not Level.MEMORY
+                durable = self._survives()
                 interval = self._flush_interval
                 await self._linger(min(COMMIT_INTERVAL, interval) if durable else interval)
             backoff = 0.0 if await self._move() else min(max(backoff * 2, 0.1), _STORE_BACKOFF_MAX)
@@ -396,9 +428,21 @@ class Worker:
         """Bring what is in the ring to the store; returns whether the store took all of it."""
         async with self._moving:
             while self._ring.waiting:
-                if not await finish(self._take_over()):
+                if not await finish(self._take_over(), self._patience):
                     return False
         return True
+
+    def _survives(self) -> bool:
+        """Whether what the store has now outlives the process."""
+        return self._store.present_level is not Level.MEMORY
+
+    def _patience(self) -> float:
+        """
+        Seconds for which the end of the agent waits for a step with the store.
+
+        A step that is given up may have been done all the same, and what it was about comes twice.
+        """
+        return max((self._stop_at - time.monotonic()) / 2, GRACE)
 
     async def _take_over(self) -> bool:
         """One step of it: take, append, and book; what the store did not promise is still ours."""
@@ -420,12 +464,12 @@ class Worker:
         finally:
             if stored < len(records):
                 self._ring.put_back(records[stored:])
-        if self._store_open and self._store.present_level is Level.MEMORY:
+        if self._store_open and not self._survives():
             await self._count()
         self._unsent += stored
         # Records linger in the ring before they come to a store in memory, and in the store
         # otherwise, because there they are safe.
-        gathered = self._store.present_level is Level.MEMORY or self._unsent >= self._buffer_size
+        gathered = not self._survives() or self._unsent >= self._buffer_size
         if stored and gathered:
             self._unsent = 0
             self._set_due()

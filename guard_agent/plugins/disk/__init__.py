@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field
 
@@ -23,7 +24,7 @@ from guard_agent import (
     Record,
     hookimpl,
 )
-from guard_agent.plugins.disk.database import PAGE_SIZE, Database
+from guard_agent.plugins.disk.database import PAGE_SIZE, Database, UncertainError
 from guard_agent.plugins.disk.folder import DiskStoreError
 from guard_agent.plugins.disk.jobs import Job, Jobs
 from guard_agent.plugins.disk.tables import Bounds, Dropped, Tables, make_tables
@@ -39,6 +40,7 @@ logger = logging.getLogger("guard_agent.disk")
 T = TypeVar("T")
 
 _MIB = 1024 * 1024
+_MAX_DOUBTS = 100
 _SMALLEST = 512
 """Payload bytes per record that the default of max_records reckons with."""
 _ROOM_PER_ENTRY = 64
@@ -115,7 +117,9 @@ class DiskStore(BufferStore):
         super().__init__(settings, context)
         self._jobs: Jobs | None = None
         self._database: Database | None = None
-        self._owner = 0
+        self._opener = 0
+        self._resets = 0
+        self._doubts: deque[Callable[[sqlite3.Connection], None]] = deque(maxlen=_MAX_DOUBTS)
         max_records = settings.max_records or max(1, settings.max_bytes // _SMALLEST)
         self._tables = Tables(
             context.destinations,
@@ -131,6 +135,10 @@ class DiskStore(BufferStore):
     def sync(self) -> Literal["normal", "full"]:
         """Whether what was appended survives a power failure ("full")."""
         return self.settings.sync
+
+    @property
+    def resets(self) -> int:
+        return self._resets + (self._database.resets if self._database is not None else 0)
 
     def describe(self) -> Mapping[str, object]:
         return {"sync": self.sync}
@@ -166,7 +174,7 @@ class DiskStore(BufferStore):
     async def open(self) -> None:
         if self._jobs is not None:
             return
-        self._owner = os.getpid()
+        self._opener = os.getpid()
         self._database = Database(
             self.path, sync=self.sync, max_pages=self._max_pages, make_tables=make_tables
         )
@@ -174,6 +182,7 @@ class DiskStore(BufferStore):
         self._jobs.start()
         try:
             await self._run(self._tables.register)
+            await self._release_dead()  # what a process that was killed had leased is due now
         except BaseException:
             await self.close()
             raise
@@ -181,10 +190,12 @@ class DiskStore(BufferStore):
     async def close(self) -> None:
         jobs, self._jobs = self._jobs, None
         database, self._database = self._database, None
-        if jobs is None or database is None or self._owner != os.getpid():
+        if database is not None:
+            self._resets += database.resets
+        if jobs is None or database is None or self._opener != os.getpid():
             return
         try:
-            await jobs.run(lambda _: database.disconnect(), self.settings.operation_timeout)
+            await jobs.run(lambda _: database.close(), self.settings.operation_timeout)
         finally:
             jobs.stop()
 
@@ -193,10 +204,17 @@ class DiskStore(BufferStore):
     async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
         if not self.context.destinations or not records:
             return Appended(len(records))
-        appended, dropped = await self._run(
+
+        def take_back(
+            connection: sqlite3.Connection, result: tuple[Appended, Sequence[Dropped], int]
+        ) -> None:
+            self._tables.take_back(connection, result[2], records)
+
+        appended, dropped, _ = await self._run(
             lambda connection: self._tables.append(connection, records, evict=evict),
             # What was committed too late stays: it comes twice, with the same id.
             undo=lambda _: None,
+            doubt=take_back,
             grow=True,
         )
         self._tell_dropped(dropped)
@@ -206,18 +224,23 @@ class DiskStore(BufferStore):
         self, destination: str, max_records: int, max_bytes: int, ttl: float
     ) -> Lease | None:
         self._check(destination)
-        database = self._database
+        _, database = self._opened()
 
         def give_back(lease: Lease | None) -> None:
-            if lease is not None and database is not None:
+            if lease is not None:
                 job = Job(lambda _: None, time.monotonic() + self.settings.operation_timeout)
                 database.run(lambda c: self._tables.release(c, lease, lease.entries, 0.0), job)
 
+        def give_back_again(connection: sqlite3.Connection, result: Lease | None) -> None:
+            if result is not None:
+                self._tables.give_back(connection, result, database.owner.number)
+
         return await self._run(
             lambda connection: self._tables.lease(
-                connection, destination, max_records, max_bytes, ttl
+                connection, destination, max_records, max_bytes, ttl, database.owner.number
             ),
             undo=give_back,
+            doubt=give_back_again,
         )
 
     async def ack(self, lease: Lease, ids: Sequence[str]) -> int:
@@ -237,6 +260,7 @@ class DiskStore(BufferStore):
     async def release_expired(self) -> int:
         released, dropped, empty = await self._run(self._look_after)
         self._tell_dropped(dropped)
+        released += await self._release_dead()
         if empty:
             await self._shrink()
         return released
@@ -259,23 +283,55 @@ class DiskStore(BufferStore):
         write: bool = True,
         grow: bool = False,
         undo: Callable[[T], None] | None = None,
+        doubt: Callable[[sqlite3.Connection, T], None] | None = None,
     ) -> T:
-        jobs, database = self._jobs, self._database
-        if jobs is None or database is None:
+        """
+        Do ``work`` in a transaction; ``undo`` is for when nobody waits for it any more.
+
+        ``doubt`` undoes, before the next change, what may have been done although it failed.
+        """
+        jobs, database = self._opened()
+
+        def transaction(job: Job) -> T:
+            if write and self._doubts:
+                database.run(self._settle_doubts, job)
+                self._doubts.clear()
+            try:
+                return database.run(work, job, write=write, grow=grow)
+            except UncertainError as error:
+                if doubt is not None:
+                    result = cast("T", error.result)
+                    self._doubts.append(lambda connection: doubt(connection, result))
+                raise
+
+        return await jobs.run(transaction, self.settings.operation_timeout, undo=undo)
+
+    def _settle_doubts(self, connection: sqlite3.Connection) -> None:
+        for undo in self._doubts:
+            undo(connection)
+
+    def _opened(self) -> tuple[Jobs, Database]:
+        if self._jobs is None or self._database is None:
             raise DiskStoreError("the store is not open")
-        if self._owner != os.getpid():
+        if self._opener != os.getpid():
             raise DiskStoreError("the store was opened before a fork and belongs to the parent")
-        return await jobs.run(
-            lambda job: database.run(work, job, write=write, grow=grow),
-            self.settings.operation_timeout,
-            undo=undo,
-        )
+        return self._jobs, self._database
 
     def _look_after(self, connection: sqlite3.Connection) -> tuple[int, Sequence[Dropped], bool]:
         self._tables.keep_alive(connection)
         dropped = self._tables.drop_unused(connection, self.settings.forget_after)
         released = self._tables.release_expired(connection)
         return released, dropped, self._tables.is_empty(connection)
+
+    async def _release_dead(self) -> int:
+        """Make ready what processes had leased that have ended since; returns how many records."""
+        jobs, database = self._opened()
+        timeout = self.settings.operation_timeout
+        if not (dead := await jobs.run(lambda _: database.look_for_dead(), timeout)):
+            return 0
+        released = await self._run(lambda connection: self._tables.release_of(connection, dead))
+        await jobs.run(lambda _: database.owner.forget(dead), timeout)
+        return released
 
     async def _shrink(self) -> None:
         """Give back the disk space of a burst that is over."""

@@ -22,6 +22,7 @@ from guard_agent.plugins.disk.folder import (
     prepare_folder,
     set_aside,
 )
+from guard_agent.plugins.disk.owners import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("guard_agent.disk")
 
 T = TypeVar("T")
+
+
+class UncertainError(DiskStoreError):
+    """A transaction failed while it was committed: it may be in the file all the same."""
+
+    def __init__(self, message: str, result: object) -> None:
+        super().__init__(message)
+        self.result = result
+        """What the work of the transaction returned."""
+
 
 PAGE_SIZE = 4096
 _WAL_KEPT = 16 * 1024 * 1024
@@ -47,7 +58,7 @@ class Database:
     """
     A connection that is made when it is needed and given up at the first error.
 
-    `run` is for one thread, `disconnect` for any.
+    `run` is for one thread, `disconnect` and `close` for any.
     """
 
     def __init__(
@@ -56,14 +67,19 @@ class Database:
         *,
         sync: Literal["normal", "full"],
         max_pages: int,
-        make_tables: Callable[[sqlite3.Connection], None],
+        make_tables: Callable[[sqlite3.Connection], bool],
     ) -> None:
         self.path = path
+        self.owner = Owner(path)
+        """Who we are for others that use the file; from the first connection until `close`."""
         self._sync = sync
         self._max_pages = max_pages
         self._make_tables = make_tables
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
+        self._is_new = False
+        self.resets = 0
+        """How often we began a new file where one had been in use: it was corrupt, or removed."""
         # Held while SQLite is at work: its mutexes must be free when the process forks.
         self.at_work = threading.Lock()
         _watch_forks()
@@ -116,15 +132,24 @@ class Database:
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             result = work(connection)
             job.check()
-            connection.execute("COMMIT")
+            self._commit(connection, result)
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error) and not _is_busy(error):
+            broken = isinstance(error, sqlite3.Error) and not _is_busy(error)
+            if broken or isinstance(error, UncertainError):
                 self._disconnect()  # whatever is wrong, the next attempt begins with a new one
             raise
         return result
+
+    def _commit(self, connection: sqlite3.Connection, result: object) -> None:
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if _is_busy(error) or _is_corrupt(error):
+                raise
+            raise UncertainError(self._explain(error), result) from error
 
     def _check_log(self, connection: sqlite3.Connection) -> None:
         """The log is written back to the file now and then, unless somebody reads it for ever."""
@@ -151,10 +176,21 @@ class Database:
                     connection.execute("VACUUM")
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def look_for_dead(self) -> list[int]:
+        """Other owners whose process has ended."""
+        with self.at_work:  # a child must not inherit what is open meanwhile
+            return self.owner.dead()
+
     def disconnect(self) -> None:
         """Close the connection; the next transaction makes a new one."""
         with self.at_work:
             self._disconnect()
+
+    def close(self) -> None:
+        """Close the connection for good."""
+        with self.at_work:
+            self._disconnect()
+            self.owner.end()
 
     # --- with at_work held ------------------------------------------------------------------------
 
@@ -177,7 +213,10 @@ class Database:
                     raise
                 self._tell_set_aside(error)
                 self._connection = self._open()
+            if self._is_new and self._identity is not None:
+                self.resets += 1
             self._identity = identity(self.path)
+        self.owner.begin()
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
@@ -208,7 +247,7 @@ class Database:
         connection.execute(f"PRAGMA max_page_count = {self._max_pages}")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT}")
         connection.execute("PRAGMA temp_store = MEMORY")  # no copies of records elsewhere
-        self._make_tables(connection)
+        self._is_new = self._make_tables(connection)
 
     def _set_aside(self, error: sqlite3.Error, deadline: float) -> None:
         """The file proved corrupt while it was used: unless another process was quicker."""

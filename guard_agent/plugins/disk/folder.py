@@ -109,7 +109,7 @@ def exclusive(folder: Path, deadline: float) -> Iterator[None]:
         msg = f"cannot open the folder {folder}: {error.strerror or error}"
         raise DiskStoreError(msg) from error
     try:
-        while not _locked(descriptor):
+        while not locked(descriptor):
             if time.monotonic() >= deadline:
                 msg = f"the folder {folder} is locked by another process"
                 raise DiskStoreError(msg)
@@ -119,7 +119,8 @@ def exclusive(folder: Path, deadline: float) -> Iterator[None]:
         os.close(descriptor)  # unlocks it too
 
 
-def _locked(descriptor: int) -> bool:
+def locked(descriptor: int) -> bool:
+    """Lock the file, if nobody else has it; closing its last descriptor unlocks it."""
     if sys.platform != "win32":
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -47,7 +47,8 @@ _PRIORITIES = tuple(Priority)
 
 # `hold` of a pending entry: 0 is ready, n is leased by hold n, -n is kept back until hold n ends.
 # A hold is valid from `since` until `until` on the clock that all processes of a running system
-# share; after a restart of the system it lies in the future or is over, and so is void.
+# share; after a restart of the system it lies in the future or is over, and so is void. `lease` is
+# the number of the owner, or 0 when records are kept back.
 _SCHEMA = """
 CREATE TABLE meta (
     epoch TEXT NOT NULL, next INTEGER NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL
@@ -88,9 +89,9 @@ class Dropped(NamedTuple):
     records: int
 
 
-def make_tables(connection: sqlite3.Connection) -> None:
+def make_tables(connection: sqlite3.Connection) -> bool:
     """
-    Make the tables in a new file.
+    Make the tables in a new file; returns whether it was one.
 
     Raises:
         DiskStoreError: the file belongs to something else, or to a later version.
@@ -99,7 +100,7 @@ def make_tables(connection: sqlite3.Connection) -> None:
     ((version,),) = connection.execute("PRAGMA user_version")
     ((objects,),) = connection.execute("SELECT count(*) FROM sqlite_master")
     if (application, version) == (APPLICATION_ID, VERSION):
-        return
+        return False
     if objects:
         msg = (
             "the file was made by a later version of guard-agent; use that, or another folder"
@@ -115,6 +116,7 @@ def make_tables(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
+    return True
 
 
 class Tables:
@@ -181,8 +183,11 @@ class Tables:
 
     def append(
         self, connection: sqlite3.Connection, records: Sequence[Record], *, evict: bool
-    ) -> tuple[Appended, Sequence[Dropped]]:
-        """What `BufferStore.append` returns, and which unused destinations made room."""
+    ) -> tuple[Appended, Sequence[Dropped], int]:
+        """
+        What `BufferStore.append` returns, which unused destinations made room, and the number of
+        the first record that is in.
+        """
         ids = self.register(connection)
         size = sum([len(record.payload) for record in records])
         number, free_records, free_bytes = self._room(connection)
@@ -192,7 +197,7 @@ class Tables:
             number, free_records, free_bytes = self._room(connection)
         if len(records) <= free_records and size <= free_bytes:
             _insert(connection, records, size, number, ids.values())
-            return Appended(len(records)), dropped
+            return Appended(len(records)), dropped, number
 
         room = _Room(connection, self.bounds.bytes, free_records, free_bytes)
         stored = 0
@@ -211,7 +216,41 @@ class Tables:
         size = sum([len(record.payload) for record in kept])
         _insert(connection, kept, size, number, ids.values())
         evicted_by_name = {name: evicted for name, evicted in given_up.items() if evicted}
-        return Appended(stored, evicted_by_name), dropped
+        return Appended(stored, evicted_by_name), dropped, number
+
+    def take_back(
+        self, connection: sqlite3.Connection, number: int, records: Sequence[Record]
+    ) -> None:
+        """Undo an append of ``records`` from ``number`` on, if it happened: what nobody has."""
+        by_id = {record.id: record for record in records}
+        mine = []
+        for seq, data in connection.execute(
+            "SELECT seq, data FROM record WHERE seq BETWEEN ? AND ?",
+            (number, number + len(records) - 1),
+        ):
+            record = by_id.get(_header(data.partition(b"\n")[0])[0])
+            if record is not None:
+                mine.append((_key(record.priority, seq), len(record.payload)))
+        leased = {
+            key
+            for (key,) in connection.execute(
+                "SELECT key FROM pending WHERE hold > 0 "
+                "AND key IN (SELECT value FROM json_each(?))",
+                (_json([key for key, _ in mine]),),
+            )
+        }
+        free = [(key, size) for key, size in mine if key not in leased]
+        if free:
+            _evict(connection, [key for key, _ in free], sum([size for _, size in free]))
+
+    def give_back(self, connection: sqlite3.Connection, lease: Lease, owner: int) -> None:
+        """Undo a lease, if it happened: another owner may have got its number."""
+        hold = _hold_of(connection, lease)
+        row = connection.execute(
+            "SELECT 1 FROM hold WHERE id = ? AND lease = ?", (hold, owner)
+        ).fetchone()
+        if row is not None:
+            self.release(connection, lease, lease.entries, 0.0)
 
     def _room(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
         """Number of the next record, records and bytes that fit."""
@@ -229,13 +268,14 @@ class Tables:
         max_records: int,
         max_bytes: int,
         ttl: float,
+        owner: int,
     ) -> Lease | None:
         ident = self._id(connection, destination)
-        _end_holds(connection, lease=False, destination=ident)
+        _end_holds(connection, _KEPT_BACK, (ident,))
         keys = _first_ready(connection, ident, max_records, max_bytes)
         if not keys:
             return None
-        hold = _hold(connection, ident, keys, ttl, lease=True)
+        hold = _hold(connection, ident, keys, ttl, owner)
         # Everything ready between the first and the last is what was chosen.
         connection.execute(
             "UPDATE pending SET hold = ?1 "
@@ -284,7 +324,7 @@ class Tables:
         ident = self._id(connection, lease.destination)
         state = 0
         if delay > 0:
-            state = -_hold(connection, ident, keys, delay, lease=False)
+            state = -_hold(connection, ident, keys, delay)
         released = connection.execute(
             "UPDATE pending SET hold = ?4 WHERE destination = ?1 "
             "AND key IN (SELECT value FROM json_each(?2)) AND hold = ?3",
@@ -335,7 +375,11 @@ class Tables:
         )
 
     def release_expired(self, connection: sqlite3.Connection) -> int:
-        return _end_holds(connection, lease=True)
+        return _end_holds(connection, _LEASED, ())
+
+    def release_of(self, connection: sqlite3.Connection, owners: Sequence[int]) -> int:
+        """Make ready what these owners have leased; returns how many entries."""
+        return _end_holds(connection, _BY_OWNERS, (_json(owners),))
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -491,14 +535,14 @@ def _hold(
     destination: int,
     keys: Sequence[int],
     seconds: float,
-    *,
-    lease: bool,
+    owner: int = 0,
 ) -> int:
+    """Leased by ``owner``, or kept back from everybody when there is none."""
     now = time.monotonic()
     cursor = connection.execute(
         "INSERT INTO hold (destination, lease, since, until, first, last, entries) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (destination, lease, now, now + seconds, min(keys), max(keys), len(keys)),
+        (destination, owner, now, now + seconds, min(keys), max(keys), len(keys)),
     )
     return _inserted(cursor)
 
@@ -516,17 +560,24 @@ def _let_go(connection: sqlite3.Connection, hold: int, entries: int) -> None:
     connection.execute("DELETE FROM hold WHERE id = ? AND entries <= 0", (hold,))
 
 
-def _end_holds(
-    connection: sqlite3.Connection, *, lease: bool, destination: int | None = None
-) -> int:
-    """Make ready what was leased, or kept back, until now; returns how many entries."""
+_OVER = "NOT (since <= ?1 AND ?1 < until)"
+_LEASED = f"lease <> 0 AND {_OVER}"
+_KEPT_BACK = f"lease = 0 AND destination = ?2 AND {_OVER}"
+_BY_OWNERS = "?1 AND lease IN (SELECT value FROM json_each(?2))"
+
+
+def _end_holds(connection: sqlite3.Connection, which: str, arguments: tuple[object, ...]) -> int:
+    """
+    Make ready what holds have that are over; returns how many entries.
+
+    ``which`` is one of the conditions above, whose parameters, from ?2, are ``arguments``.
+    """
     rows = connection.execute(
-        "SELECT id, destination, first, last FROM hold WHERE lease = ?1 "
-        "AND NOT (since <= ?2 AND ?2 < until) AND destination = coalesce(?3, destination)",
-        (lease, time.monotonic(), destination),
+        f"SELECT id, destination, first, last, lease FROM hold WHERE {which}",  # noqa: S608 - of our own
+        (time.monotonic(), *arguments),
     ).fetchall()
     total = 0
-    for hold, ident, first, last in rows:
+    for hold, ident, first, last, lease in rows:
         ended = connection.execute(
             "UPDATE pending SET hold = 0 "
             "WHERE destination = ? AND key BETWEEN ? AND ? AND hold = ?",

@@ -30,7 +30,7 @@ CHANGE = int(Priority.CHANGE)
 # --- down, slow, back again -----------------------------------------------------------------------
 
 
-async def test_a_server_that_is_down_at_the_start_is_named_at_once(server, kit):
+async def test_r01_a_server_that_is_down_at_the_start_is_named_at_once(server, kit):
     """R01"""
     server.kill()
     store = kit.make(f"redis://:geheim@127.0.0.1:{server.port}/0", deadline=0.5)
@@ -69,7 +69,7 @@ async def test_a_cancellation_while_it_connects_leaves_no_error_that_nobody_sees
     assert unseen == []
 
 
-async def test_what_was_confirmed_survives_the_death_of_the_server(durable_server, kit):
+async def test_r02_what_was_confirmed_survives_the_death_of_the_server(durable_server, kit):
     """R02, with appendonly"""
     server = durable_server
     async with kit.opened(server.url, deadline=1) as store:
@@ -90,7 +90,7 @@ async def test_what_was_confirmed_survives_the_death_of_the_server(durable_serve
         assert sorted(await kit.drain(store)) == sorted(f"record-{n}" for n in range(51, 511))
 
 
-async def test_a_server_that_dies_between_delivery_and_ack_costs_one_batch_twice(
+async def test_r02_a_server_that_dies_between_delivery_and_ack_costs_one_batch_twice(
     durable_server, kit
 ):
     """R02"""
@@ -129,7 +129,7 @@ async def failure(work):
 
 
 @pytest.mark.parametrize("operation", ["append", "lease", "stats", "release_expired"])
-async def test_a_frozen_server_costs_no_more_than_the_deadline(server, kit, operation):
+async def test_r06_a_frozen_server_costs_no_more_than_the_deadline(server, kit, operation):
     """R06, SIGSTOP"""
     async with kit.opened(server.url, deadline=DEADLINE) as store:
         work = {
@@ -148,7 +148,7 @@ async def test_a_frozen_server_costs_no_more_than_the_deadline(server, kit, oper
         await work()
 
 
-async def test_a_paused_server_costs_no_more_than_the_deadline(server, kit):
+async def test_r06_a_paused_server_costs_no_more_than_the_deadline(server, kit):
     """R06, CLIENT PAUSE"""
     async with kit.opened(server.url, deadline=DEADLINE) as store:
         await store.append(make_records(3), evict=True)
@@ -162,7 +162,7 @@ async def test_a_paused_server_costs_no_more_than_the_deadline(server, kit):
         assert set(await kit.drain(store)) >= {"record-1", "record-2", "record-3"}
 
 
-async def test_answers_that_come_too_late_are_not_taken_for_others(server, kit):
+async def test_r06_answers_that_come_too_late_are_not_taken_for_others(server, kit):
     """R06: the connection of a call that ran out of time is closed, not used again."""
     async with kit.opened(server.url, deadline=0.05) as store:
         await store.append(make_records(5), evict=True)
@@ -184,10 +184,79 @@ async def test_closing_a_store_of_a_frozen_server_does_not_wait_for_it(server, k
         assert time.monotonic() - started < DEADLINE + SLACK
 
 
+# --- a process that is dead -----------------------------------------------------------------------
+
+
+async def die(store):
+    """What the others see of a process that was killed: it says nothing any more."""
+    store._beating.cancel()
+    await asyncio.wait({store._beating})
+
+
+async def test_r11_what_a_silent_process_had_leased_goes_to_others(server, kit):
+    """Entries that a living one has in part are left to it, for that part."""
+    async with (
+        kit.opened(server.url, project="p", presence=1) as dead,
+        kit.opened(server.url, project="p", presence=1) as living,
+    ):
+        await dead.append(make_records(30), evict=True)
+        theirs = await kit.lease(dead, amount=10, ttl=600)
+        ours = await kit.lease(living, amount=10, ttl=600)
+        await dead.ack(theirs, list(theirs.entries)[:4])
+
+        await asyncio.sleep(1.5)
+        assert await living.release_expired() == 0, "both are there"
+        await die(dead)
+        assert await kit.until(living.release_expired) == 6
+
+        depth = (await living.stats())["one"]
+        assert (depth.ready, depth.leased) == (16, 10)
+        assert await living.ack(ours, list(ours.entries)) == 10
+        assert sorted(await kit.drain(living)) == sorted(
+            [f"record-{n}" for n in (*range(5, 11), *range(21, 31))]
+        )
+        assert await dead.ack(theirs, list(theirs.entries)) == 0
+        assert await dead.release_expired() == 0, "it may come back"
+
+
+async def test_nobody_is_taken_for_dead_because_the_server_was_away(server, kit):
+    async with (
+        kit.opened(server.url, project="p", presence=1, deadline=0.2) as one,
+        kit.opened(server.url, project="p", presence=1, deadline=0.2) as other,
+    ):
+        await one.append(make_records(5), evict=True)
+        await kit.lease(one, ttl=600)
+        with server.frozen():
+            await asyncio.sleep(1.5)
+
+        assert await kit.until(lambda: asked(other)) == [0]
+        await asyncio.sleep(1.5)
+        assert await other.release_expired() == 0
+        assert (await other.stats())["one"].leased == 5
+
+
+async def asked(store):
+    return [await store.release_expired()]
+
+
+async def test_a_server_without_memory_still_hears_who_is_there(server, kit):
+    async with (
+        kit.opened(server.url, project="p", presence=1) as one,
+        kit.opened(server.url, project="p", presence=1) as other,
+    ):
+        await one.append(make_records(5), evict=True)
+        await kit.lease(one, ttl=600)
+        server.command("CONFIG", "SET", "maxmemory", 1)
+        await asyncio.sleep(1.5)
+
+        assert await other.release_expired() == 0
+        assert (await other.stats())["one"].leased == 5
+
+
 # --- full, read-only, not allowed -----------------------------------------------------------------
 
 
-async def test_a_server_without_memory_refuses_records_and_can_be_drained(server, kit):
+async def test_r03_a_server_without_memory_refuses_records_and_can_be_drained(server, kit):
     """R03"""
     async with kit.opened(server.url) as store:
         await store.append(make_records(200, size=1000), evict=True)
@@ -212,7 +281,7 @@ async def test_a_server_without_memory_refuses_records_and_can_be_drained(server
         assert len(await kit.drain(store)) == 100
 
 
-async def test_a_replica_is_refused_until_it_is_promoted(server, kit):
+async def test_r05_a_replica_is_refused_until_it_is_promoted(server, kit):
     """R05"""
     async with kit.opened(server.url) as store:
         await store.append(make_records(3), evict=True)
@@ -225,7 +294,7 @@ async def test_a_replica_is_refused_until_it_is_promoted(server, kit):
         assert len(await kit.drain(store)) == 3
 
 
-async def test_a_replica_that_lost_its_primary_is_refused(server, kit):
+async def test_r05_a_replica_that_lost_its_primary_is_refused(server, kit):
     """R05, MASTERDOWN"""
     async with kit.opened(server.url) as store:
         server.command("CONFIG", "SET", "replica-serve-stale-data", "no")
@@ -237,7 +306,7 @@ async def test_a_replica_that_lost_its_primary_is_refused(server, kit):
         assert await kit.until(store.stats)
 
 
-async def test_a_failover_to_the_replica_keeps_what_was_replicated(kit):
+async def test_r05_a_failover_to_the_replica_keeps_what_was_replicated(kit):
     """R05: the replica has the groups, the leases and the books as well."""
     with RedisServer() as primary, RedisServer() as replica:
         async with kit.opened(primary.url, project="shared") as store:
@@ -275,7 +344,7 @@ def rights():
     return text.partition("```")[0].split()
 
 
-async def test_a_user_with_the_rights_of_the_readme_can_do_everything(server, kit):
+async def test_r15_a_user_with_the_rights_of_the_readme_can_do_everything(server, kit):
     """R15"""
     server.command("ACL", "SETUSER", "agent", "on", ">geheim", "resetkeys", *rights())
     async with kit.opened(server.url, ("one", "two"), username="agent", password="geheim") as store:
@@ -317,7 +386,7 @@ async def test_a_user_may_be_without_info_and_config(server, kit):
         ("redis://127.0.0.1:{port}/0", "asks for a password"),
     ],
 )
-async def test_what_a_user_may_not_do_is_said_without_the_password(kit, caplog, url, message):
+async def test_r15_what_a_user_may_not_do_is_said_without_the_password(kit, caplog, url, message):
     """R15"""
     with RedisServer(options={"requirepass": "chef"}) as server:
         server.command("ACL", "SETUSER", "agent", "on", ">geheim", "~*", "-@all", "+info")
@@ -332,7 +401,7 @@ async def test_what_a_user_may_not_do_is_said_without_the_password(kit, caplog, 
     assert "falsch" not in text
 
 
-async def test_a_server_with_too_many_clients_is_not_available(server, kit):
+async def test_r15_a_server_with_too_many_clients_is_not_available(server, kit):
     """R15"""
     server.command("CONFIG", "SET", "maxclients", 1)
     store = kit.make(server.url)
@@ -349,7 +418,7 @@ async def test_a_key_of_another_kind_is_named(server, kit):
         await kit.make(server.url, project="p").open()
 
 
-async def test_a_server_that_is_too_old_is_refused_in_one_line(kit):
+async def test_r17_a_server_that_is_too_old_is_refused_in_one_line(kit):
     """R17; there is no such server at hand, so a few lines speak for it."""
     asked = []
 
@@ -384,7 +453,7 @@ async def test_a_server_that_is_too_old_is_refused_in_one_line(kit):
 
 
 @pytest.mark.parametrize("asked", ["append", "single append", "lease", "stats", "release_expired"])
-async def test_after_flushall_the_store_is_built_anew_once(server, kit, asked):
+async def test_r07_after_flushall_the_store_is_built_anew_once(server, kit, asked):
     """R07"""
     async with kit.opened(server.url) as store:
         await store.append(make_records(5), evict=True)
@@ -412,7 +481,7 @@ async def test_after_flushall_the_store_is_built_anew_once(server, kit, asked):
         assert store.resets == 1
 
 
-async def test_a_stream_that_was_deleted_does_not_keep_the_others_back(server, kit):
+async def test_r07_a_stream_that_was_deleted_does_not_keep_the_others_back(server, kit):
     """R07, NOGROUP: what is left in other streams is delivered, and the books are right again."""
     async with kit.opened(server.url, ("one", "two")) as store:
         await store.append(make_records(5), evict=True)
@@ -451,7 +520,7 @@ JUNK = [
 
 
 @pytest.mark.parametrize("junk", JUNK)
-async def test_junk_in_a_stream_is_buried_and_the_rest_goes_on(server, kit, caplog, junk):
+async def test_r09_junk_in_a_stream_is_buried_and_the_rest_goes_on(server, kit, caplog, junk):
     """R09"""
     async with kit.opened(server.url, ("one", "two")) as store:
         stream = f"{store._base}records:{CHANGE}"
@@ -471,7 +540,7 @@ async def test_junk_in_a_stream_is_buried_and_the_rest_goes_on(server, kit, capl
         assert server.command("XLEN", stream) == 0
 
 
-async def test_junk_is_bounded(server, kit):
+async def test_r09_junk_is_bounded(server, kit):
     """R09"""
     async with kit.opened(server.url, max_dead_letters=3) as store:
         stream = f"{store._base}records:{CHANGE}"
@@ -485,7 +554,7 @@ async def test_junk_is_bounded(server, kit):
         assert server.command("MEMORY", "USAGE", f"{store._base}dead:one") < 10_000
 
 
-async def test_junk_with_a_huge_id_does_not_stop_what_follows(server, kit):
+async def test_r09_junk_with_a_huge_id_does_not_stop_what_follows(server, kit):
     """R09: later entries get ids behind it, whatever the clock says."""
     async with kit.opened(server.url) as store:
         stream = f"{store._base}records:{CHANGE}"
@@ -508,7 +577,7 @@ async def test_evicted_junk_does_not_count(server, kit):
         assert appended.evicted == {"one": 2}
 
 
-async def test_settings_of_the_server_that_can_lose_records_are_said_once(server, kit, caplog):
+async def test_r04_settings_of_the_server_that_can_lose_records_are_said_once(server, kit, caplog):
     """R04"""
     server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     store = kit.make(server.url)

@@ -60,6 +60,16 @@ class RedisSettings(PluginSettings):
         description="Seconds until the server must have answered; twice that to connect",
     )
 
+    presence: float = Field(
+        default=15.0,
+        ge=1,
+        le=3600,
+        description=(
+            "Seconds without a sign of life after which a process counts as dead, and what it had "
+            "leased goes to others"
+        ),
+    )
+
     @field_validator("url")
     @classmethod
     def _check_url(cls, value: SecretStr) -> SecretStr:

@@ -298,6 +298,7 @@ local function flush(consumer)
   end
   for name, parts in pairs(pending.drops) do call_many({'HDEL', states(name)}, parts[1]) end
   for name, parts in pairs(pending.sets) do call_many({'HSET', states(name)}, parts[1]) end
+  pending = {sets = {}, drops = {}, acks = {}, claims = {}, deletes = {}}
 end
 
 local function letter_size(letter) return (struct.unpack('<I4', letter)) end
@@ -482,9 +483,36 @@ function operations.open(stale_consumers, stale_destinations, ...)
   return {meta.epoch, anew and 1 or 0}
 end
 
+-- Say that a consumer is there. When nobody has said so for long the server was away, and the
+-- others get the time to say so again, before they are taken for dead.
+local function renew(consumer, presence)
+  local now = milliseconds()
+  if now - number('heard') > presence * 2 / 3 then
+    for field in pairs(meta) do
+      if string.match(field, '^alive:') then put(field, now + presence) end
+    end
+  end
+  put('heard', now)
+  put('alive:' .. consumer, now + presence)
+end
+
+local function forget_consumer(consumer)
+  local field = 'alive:' .. consumer
+  meta[field], changed[field] = nil, nil
+  call('HDEL', META, field)
+end
+
+-- consumer, for how long this holds (ms)
+function operations.present(consumer, presence)
+  call('HDEL', META, '') -- for a server without memory: see above
+  renew(consumer, tonumber(presence))
+  return 1
+end
+
 -- consumer → how many destinations it left. What it still holds stays, until the lease is over.
 function operations.leave(consumer)
   local left = 0
+  forget_consumer(consumer)
   for _, name in ipairs(NAMES) do
     for priority = 0, 3 do
       local ok, held = pcall(call, 'XPENDING', stream(priority), name, '-', '+', 1, consumer)
@@ -496,9 +524,9 @@ function operations.leave(consumer)
   return left
 end
 
--- evict, most records, most bytes, priority of each record, {priority, n, s, h, b} ...
+-- token, evict, most records, most bytes, priority of each record, {priority, n, s, h, b} ...
 -- → stored, records held, bytes held, [{priority, id} ...], [{destination, evicted} ...]
-function operations.append(evict, max_n, max_b, order, ...)
+function operations.append(token, evict, max_n, max_b, order, ...)
   evict, max_n, max_b = evict == '1', tonumber(max_n), tonumber(max_b)
   local words, chunks, size = {...}, {}, 0
   for i = 1, #words, 5 do
@@ -513,7 +541,7 @@ function operations.append(evict, max_n, max_b, order, ...)
   local added = {}
   local function insert(chunk)
     local id = call('XADD', stream(chunk.priority), '*',
-      'v', VERSION, 'n', chunk.n, 's', chunk.s, 'h', chunk.h, 'b', chunk.b)
+      'v', VERSION, 'n', chunk.n, 's', chunk.s, 'h', chunk.h, 'b', chunk.b, 't', token)
     absorb(chunk.priority, id, chunk)
     added[#added + 1] = chunk.priority
     added[#added + 1] = id
@@ -711,7 +739,7 @@ function operations.append(evict, max_n, max_b, order, ...)
 end
 
 -- priority, id → 1 when the entry could be taken back: nobody has seen it yet.
-function operations.retract(priority, id)
+local function retract(priority, id)
   for _, name in ipairs(NAMES) do
     if not before(mark('seen', name, priority), id) then return 0 end
     if call('HEXISTS', states(name), priority .. ':' .. id) == 1 then return 0 end
@@ -727,9 +755,11 @@ function operations.retract(priority, id)
   return 1
 end
 
--- destination, consumer, lease, most records, most bytes, ttl (ms)
+operations.retract = retract
+
+-- destination, consumer, presence (ms), lease, most records, most bytes, ttl (ms)
 -- → {priority, id, position of the first record, rows, bodies} ... one for each run of records
-function operations.lease(destination, consumer, lease, max_n, max_b, ttl)
+function operations.lease(destination, consumer, presence, lease, max_n, max_b, ttl)
   if is_unknown(destination) then return UNKNOWN end
   max_n, max_b = tonumber(max_n), tonumber(max_b)
   local found = call('XREAD', 'COUNT', 1, 'STREAMS', stream(3), stream(2), stream(1), stream(0),
@@ -809,6 +839,7 @@ function operations.lease(destination, consumer, lease, max_n, max_b, ttl)
   end
   flush(consumer)
   add('leased:' .. destination, taken)
+  if taken > 0 then renew(consumer, tonumber(presence)) end
   return runs
 end
 
@@ -905,50 +936,129 @@ function operations.settle(mode, destination, lease, delay, amount, ...)
   return count
 end
 
--- consumer → how many records are ready again because their lease is over
-function operations.expire(consumer)
+-- Make ready what is held by a lease for which `is_over` is true, of some entries that a group has
+-- as pending; returns how many records.
+local function release_over(name, priority, ids, is_over)
+  local fields, released = {}, 0
+  for i, id in ipairs(ids) do fields[i] = priority .. ':' .. id end
+  local raw = get_many(states(name), fields)
+  for i, id in ipairs(ids) do
+    local state = raw[i] and decode(raw[i]) or {slots = {}, top = 0}
+    local over = 0
+    for position = 1, state.top do
+      local slot = state.slots[position]
+      if slot and slot.lease ~= '' and is_over(slot) then
+        state.slots[position] = READY
+        over = over + 1
+      end
+    end
+    note(name, priority, id, state, true)
+    if over > 0 then
+      released = released + over
+      add('leased:' .. name, -over)
+      local back = some_time_before(id)
+      if before(back, mark('cursor', name, priority)) then
+        set_mark('cursor', name, priority, back)
+      end
+    end
+  end
+  return released
+end
+
+-- The same for all entries that are pending.
+local function release_held(name, is_over)
   local released = 0
+  for priority = 0, 3 do
+    local first = '-'
+    while number('leased:' .. name) > 0 do
+      local items, ids = call('XPENDING', stream(priority), name, first, '+', 100), {}
+      for i, item in ipairs(items) do ids[i] = item[1] end
+      if #ids == 0 then break end
+      first = '(' .. ids[#ids]
+      released = released + release_over(name, priority, ids, is_over)
+    end
+  end
+  return released
+end
+
+-- Consumers that were there, and have not said so for as long as that holds.
+local function find_dead(now)
+  local dead_ones, found = {}, false
+  for field, till in pairs(meta) do
+    local consumer = string.match(field, '^alive:(.*)$')
+    if consumer and tonumber(till) <= now then dead_ones[consumer], found = true, true end
+  end
+  return found and dead_ones
+end
+
+-- consumer, presence (ms) → how many records are ready again: their lease is over, or its owner dead
+function operations.expire(consumer, presence)
+  call('HDEL', META, '') -- for a server without memory: see above
+  renew(consumer, tonumber(presence))
+  local released, dead_ones = 0, find_dead(milliseconds())
+  local function is_dead(slot) return dead_ones[string.match(slot.lease, '^(.*)%.%d+$') or ''] end
   for _, name in ipairs(NAMES) do
     local now = number('leased:' .. name) > 0 and milliseconds()
+    local function is_late(slot) return slot.till <= now end
     for priority = 0, now and 3 or -1 do
       local from = ZERO
       repeat
         local reply = call('XAUTOCLAIM', stream(priority), name, consumer, HORIZON, from,
           'COUNT', 100, 'JUSTID')
         from = reply[1]
-        local ids, fields = {}, {}
+        local ids = {}
         for _, id in ipairs(reply[2]) do
-          if id then
-            ids[#ids + 1] = id
-            fields[#fields + 1] = priority .. ':' .. id
-          end
+          if id then ids[#ids + 1] = id end
         end
-        local raw = get_many(states(name), fields)
-        for i, id in ipairs(ids) do
-          local state = raw[i] and decode(raw[i]) or {slots = {}, top = 0}
-          local over = 0
-          for position = 1, state.top do
-            local slot = state.slots[position]
-            if slot and slot.lease ~= '' and slot.till <= now then
-              state.slots[position] = READY
-              over = over + 1
-            end
-          end
-          note(name, priority, id, state, true)
-          if over > 0 then
-            released = released + over
-            add('leased:' .. name, -over)
-            local back = some_time_before(id)
-            if before(back, mark('cursor', name, priority)) then
-              set_mark('cursor', name, priority, back)
-            end
-          end
-        end
+        released = released + release_over(name, priority, ids, is_late)
       until from == ZERO
     end
   end
   flush(consumer)
+  if not dead_ones then return released end
+
+  for _, name in ipairs(NAMES) do released = released + release_held(name, is_dead) end
+  flush(consumer)
+  for gone in pairs(dead_ones) do
+    forget_consumer(gone)
+    for _, name in ipairs(NAMES) do
+      for priority = 0, 3 do
+        local left = call('XPENDING', stream(priority), name, '-', '+', 1, gone)
+        if #left == 0 then call('XGROUP', 'DELCONSUMER', stream(priority), name, gone) end
+      end
+    end
+  end
   return released
+end
+
+-- consumer, for how long there is doubt (ms), token or lease ...
+-- → how many entries, and records of a lease, nobody knew of
+--
+-- Somebody was never told whether he has added what bears a token, or has got a lease. What he has
+-- added is taken back, for he has kept it, and the lease is given back.
+function operations.forget(consumer, age, ...)
+  call('HDEL', META, '') -- for a server without memory: see above
+  local doubtful, count = {}, 0
+  for _, word in ipairs({...}) do doubtful[word] = true end
+  local from = string.format('%.0f', math.max(milliseconds() - tonumber(age), 0))
+  for priority = 0, 3 do
+    local first = from
+    repeat
+      local items = call('XRANGE', stream(priority), first, '+', 'COUNT', 64)
+      for _, item in ipairs(items) do
+        for i = 1, #item[2] - 1, 2 do
+          if item[2][i] == 't' and doubtful[item[2][i + 1]] then
+            count = count + retract(priority, item[1])
+          end
+        end
+        first = '(' .. item[1]
+      end
+    until #items == 0
+  end
+  local function is_doubtful(slot) return doubtful[slot.lease] end
+  for _, name in ipairs(NAMES) do count = count + release_held(name, is_doubtful) end
+  flush(consumer)
+  return count
 end
 
 -- The time at which the oldest pending record of a destination was accepted, as text, or false.

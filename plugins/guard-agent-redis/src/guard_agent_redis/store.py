@@ -17,7 +17,9 @@ The store ``redis``: records wait in Redis Streams, shared by all processes of a
     Dead letters, a bounded list.
 ``meta``
     The books, a hash: records and bytes ever appended, freed, and done with by each destination;
-    what is leased; marks in the streams from which a search has to begin.
+    what is leased; marks in the streams from which a search has to begin; and until when each
+    consumer counts as alive. Those say so three times as often as they have to; what a dead one had
+    leased is ready again, long before its leases end.
 
 **Operations.** Each is one call of ``store.lua``, so it happens as a whole or not at all, and
 partial acknowledgements are exact. A lease claims whole entries for the consumer (``XCLAIM``, with
@@ -33,6 +35,7 @@ command for a record, and the bounds can be exceeded by that share for each proc
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -40,9 +43,10 @@ import secrets
 import socket
 import struct
 import time
+from collections import deque
 from importlib.resources import files
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from redis.exceptions import RedisError
@@ -60,13 +64,18 @@ from guard_agent import (
 )
 from guard_agent_redis import codec
 from guard_agent_redis.adoption import adopt
-from guard_agent_redis.errors import StoreUnavailableError, code_of, translate
+from guard_agent_redis.errors import (
+    ServerDownError,
+    StoreUnavailableError,
+    code_of,
+    translate,
+)
 from guard_agent_redis.link import Link
 from guard_agent_redis.server import check_version, find_hazards
 from guard_agent_redis.settings import RedisSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Coroutine, Iterator, Mapping, Sequence
 
 logger = logging.getLogger("guard_agent.redis")
 
@@ -74,11 +83,14 @@ _SHARE = 128
 _ALLOWANCE_TIME = 10.0
 """Seconds for which an allowance is good; the agent asks for statistics every 5."""
 _MAX_IDS = 1000
+_MAX_DOUBTS = 10_000
+_CLOCK_SLACK = 10.0
 _HOUR = 3600.0
 _STALE_CONSUMER = _HOUR
 _STALE_DESTINATION = 24 * _HOUR
 
 Word: TypeAlias = "str | bytes | int"
+T = TypeVar("T")
 
 
 class RedisStore(BufferStore):
@@ -106,14 +118,18 @@ class RedisStore(BufferStore):
         self._names = context.destinations
         self._link: Link | None = None
         self._sha = ""
-        self._consumer = ""
-        self._lease_numbers = count(1)
+        self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._numbers = count(1)
+        # Appends and leases of which we do not know whether they have happened, and since when.
+        self._doubts: deque[tuple[str, float]] = deque(maxlen=_MAX_DOUBTS)
+        self._presence = math.ceil(settings.presence * 1000)
+        self._beating: asyncio.Task[None] | None = None
         self._opened_at = 0.0
         # What may be added without asking: records, bytes, and until when.
         self._allowance = (0, 0, 0.0)
         self._junk = 0
-        self.resets = 0
-        """How often the store was found gone from the server, by `FLUSHALL` for example."""
+        self._resets = 0
+        self._was_there = False
         self.hazards: tuple[str, ...] = ()
         """What in the server's own settings can lose records, in words."""
 
@@ -124,8 +140,17 @@ class RedisStore(BufferStore):
 
     # --- open and close -------------------------------------------------------------------------
 
+    @property
+    def resets(self) -> int:
+        """How often the store was found gone from the server, by `FLUSHALL` for example."""
+        return self._resets
+
     def describe(self) -> Mapping[str, object]:
-        return {"store_resets": self.resets, "hazards": list(self.hazards)}
+        return {
+            "durable": not self.hazards,
+            "store_resets": self.resets,
+            "hazards": list(self.hazards),
+        }
 
     async def open(self) -> None:
         """
@@ -136,19 +161,24 @@ class RedisStore(BufferStore):
         """
         await self.close()
         self._link = link = Link(self.settings, self._options)
-        self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             await check_version(link)
             await self._prepare()
+            await self._settle_doubts()
             hazards = await find_hazards(link)
         except BaseException:
             await self.close()
             raise
+        self._beating = asyncio.ensure_future(self._beat())
         for hazard in set(hazards) - set(self.hazards):
             logger.warning("records in Redis can be lost: %s", hazard)
         self.hazards = hazards
 
     async def close(self) -> None:
+        beating, self._beating = self._beating, None
+        if beating is not None:
+            beating.cancel()
+            await asyncio.wait({beating})
         link, self._link = self._link, None
         if link is None:
             return
@@ -162,8 +192,17 @@ class RedisStore(BufferStore):
             self._opened_at = 0.0
             await link.close()
 
-    async def _prepare(self) -> bool:
-        """Make what is missing on the server; returns whether the store had to be built anew."""
+    async def _beat(self) -> None:
+        """Say that we are there, for as long as the store is open."""
+        while True:
+            await asyncio.sleep(self.settings.presence / 3)
+            try:
+                await self._attempt("present", self._consumer, self._presence)
+            except StoreUnavailableError as error:
+                logger.debug("cannot say that we are there: %s", error)
+
+    async def _prepare(self) -> None:
+        """Make what is missing on the server; tell when that is a store that was there before."""
         _, anew = await self._script(
             self._connected(),
             "open",
@@ -173,7 +212,13 @@ class RedisStore(BufferStore):
         )
         self._opened_at = time.monotonic()
         self._allowance = (0, 0, 0.0)
-        return bool(anew)
+        if anew and self._was_there:
+            self._resets += 1
+            logger.warning(
+                "the store was gone from Redis (%s): it is built anew, what it held is lost",
+                self._base,
+            )
+        self._was_there = True
 
     # --- append ---------------------------------------------------------------------------------
 
@@ -195,28 +240,27 @@ class RedisStore(BufferStore):
 
     async def _append(self, records: Sequence[Record], evict: bool) -> Appended:
         chunks = codec.encode(records)
+        token = f"{self._consumer}.{next(self._numbers)}"
         if len(chunks) == 1 and self._may_add(chunks[0]):
-            await self._connected().settled(self._add(chunks[0]), self._retract)
+            adding = self._sure(token, self._add(chunks[0], token))
+            await self._connected().settled(adding, self._retract)
             return Appended(len(records))
         order = bytes([48 + record.priority for record in records])
         words: list[Word] = [part for chunk in chunks for part in chunk]
-        stored, held, size, _, evicted = await self._run(
-            "append",
-            int(evict),
-            self._max_records,
-            self._max_bytes,
-            order,
-            *words,
-            undo=lambda reply: self._retract(reply[3]),
+        appending = self._attempt(
+            "append", token, int(evict), self._max_records, self._max_bytes, order, *words
+        )
+        stored, held, size, _, evicted = await self._connected().settled(
+            self._sure(token, appending), lambda reply: self._retract(reply[3])
         )
         self._allow(held, size)
         amounts = {name.decode(): amount for name, amount in _pairs(evicted)}
         # Others may have destinations that we do not know.
         return Appended(stored, {name: amounts[name] for name in self._names if name in amounts})
 
-    async def _add(self, chunk: codec.Chunk) -> list[Any]:
+    async def _add(self, chunk: codec.Chunk, token: str) -> list[Any]:
         priority, amount, size, rows, bodies = chunk
-        fields = ("v", codec.VERSION, "n", amount, "s", size, "h", rows, "b", bodies)
+        fields = ("v", codec.VERSION, "n", amount, "s", size, "h", rows, "b", bodies, "t", token)
         entry = await self._command("XADD", f"{self._base}records:{priority}", "*", *fields)
         return [priority, entry]
 
@@ -248,16 +292,20 @@ class RedisStore(BufferStore):
         self._check(destination)
         if max_records < 1:
             return None
-        name = f"{self._consumer}.{next(self._lease_numbers)}"
-        runs = await self._run(
+        name = f"{self._consumer}.{next(self._numbers)}"
+        leasing = self._attempt(
             "lease",
             destination,
             self._consumer,
+            self._presence,
             name,
             max_records,
             max_bytes,
             math.ceil(ttl * 1000),
-            undo=lambda reply: self._give_back(Lease(name, destination, _decode(reply))),
+        )
+        runs = await self._connected().settled(
+            self._sure(name, leasing),
+            lambda reply: self._give_back(Lease(name, destination, _decode(reply))),
         )
         return Lease(name, destination, _decode(runs)) if runs else None
 
@@ -325,7 +373,7 @@ class RedisStore(BufferStore):
         if time.monotonic() - self._opened_at > _HOUR:
             # Says that our destinations are still wanted, and clears away what nobody uses.
             await self._prepare()
-        released: int = await self._run("expire", self._consumer)
+        released: int = await self._run("expire", self._consumer, self._presence)
         return released
 
     # --- looking --------------------------------------------------------------------------------
@@ -377,8 +425,26 @@ class RedisStore(BufferStore):
             raise StoreUnavailableError(msg)
         return self._link
 
-    async def _run(self, operation: str, *words: Word, undo: Any = None) -> Any:
-        return await self._connected().settled(self._attempt(operation, *words), undo)
+    async def _run(self, operation: str, *words: Word) -> Any:
+        return await self._connected().settled(self._attempt(operation, *words))
+
+    async def _sure(self, name: str, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work``; when nobody says whether it was done, ask when the server is back."""
+        try:
+            return await work
+        except (ServerDownError, asyncio.CancelledError):
+            self._doubts.append((name, time.monotonic()))
+            raise
+
+    async def _settle_doubts(self) -> None:
+        """Undo what was done all the same: whoever asked for it was told that it failed."""
+        while self._doubts:
+            some = list(self._doubts)[:_MAX_IDS]
+            age = time.monotonic() - some[0][1] + self.settings.deadline + _CLOCK_SLACK
+            names = [name for name, _ in some]
+            await self._run("forget", self._consumer, math.ceil(age * 1000), *names)
+            for _ in some:
+                self._doubts.popleft()
 
     async def _attempt(self, operation: str, *words: Word) -> Any:
         """Run an operation; when the store is gone from the server, build it anew and repeat."""
@@ -386,12 +452,7 @@ class RedisStore(BufferStore):
         try:
             return await self._script(link, operation, *words)
         except _StoreGoneError:
-            if await self._prepare():
-                self.resets += 1
-                logger.warning(
-                    "the store was gone from Redis (%s): it is built anew, what it held is lost",
-                    self._base,
-                )
+            await self._prepare()
         return await self._script(link, operation, *words)
 
     async def _script(self, link: Link, operation: str, *words: Word) -> Any:
