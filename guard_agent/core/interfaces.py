@@ -451,6 +451,18 @@ class BufferStore(Resource, ABC):
     async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
         """The dead letters kept for ``destination``, oldest first."""
 
+    @abstractmethod
+    async def replay(self, destination: str, limit: int) -> int:
+        """
+        Make dead letters of ``destination`` ready again, for it alone: the oldest, at most ``limit``.
+
+        They are the records that they were, and come behind those of their priority that wait.
+        Nothing is evicted for them: what does not fit remains a dead letter.
+
+        Returns:
+            How many.
+        """
+
 
 class RuleSource(Resource, ABC):
     """Brings dynamic rules from somewhere. Validation and keeping are the core's job."""

@@ -149,6 +149,16 @@ class HandlerStore(MemoryStore):
         await self._done_with(lease, ids)
         return buried
 
+    async def replay(self, destination: str, limit: int) -> int:
+        replayed = self._replay(destination, limit)
+        if replayed:
+            # Until now only this process knew of them; what cannot be written is written later.
+            key = self._new_key()
+            self._enter(key, replayed)
+            self._outdated.add(key)
+            await self._tidy()
+        return len(replayed)
+
     async def release_expired(self) -> int:
         released = await super().release_expired()
         now = self._clock()

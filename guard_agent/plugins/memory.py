@@ -25,7 +25,7 @@ from guard_agent import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 
 
 _PRIORITIES = range(len(Priority))  # going through the enum itself costs four times as much
@@ -120,7 +120,13 @@ class _DeadLetters:
         self.letters.append(letter)
         self._bytes += len(letter.record.payload)
         while len(self.letters) > self._max_letters or self._bytes > self._max_bytes:
-            self._bytes -= len(self.letters.popleft().record.payload)
+            self.pop()
+
+    def pop(self) -> DeadLetter:
+        """Take out the oldest."""
+        letter = self.letters.popleft()
+        self._bytes -= len(letter.record.payload)
+        return letter
 
 
 class _Cursor:
@@ -199,13 +205,13 @@ class MemoryStore(BufferStore):
             len(self._records) + len(records) <= self._max_records
             and self._bytes + size <= self._max_bytes
         ):
-            self._insert(records, size)
+            self._insert(records, size, self._cursors.values())
             return Appended(len(records))
 
         evicted: dict[str, int] = {}
         for position, record in enumerate(records):
             if self._fits(record) or (evict and self._make_room(record, evicted)):
-                self._insert((record,), len(record.payload))
+                self._insert((record,), len(record.payload), self._cursors.values())
             elif evict:
                 for destination in self._cursors:
                     evicted[destination] = evicted.get(destination, 0) + 1
@@ -219,20 +225,21 @@ class MemoryStore(BufferStore):
             and self._bytes + len(record.payload) <= self._max_bytes
         )
 
-    def _insert(self, records: Sequence[Record], size: int) -> None:
+    def _insert(self, records: Sequence[Record], size: int, cursors: Collection[_Cursor]) -> None:
+        """Take in records that ``cursors`` want."""
         entries = dict(zip(self._entry_ids, records))  # noqa: B905 - the ids never end
         self._records.update(entries)
         self._bytes += size
         by_priority: list[list[str]] = [[] for _ in _PRIORITIES]
         for entry, record in entries.items():
             by_priority[record.priority].append(entry)
-        for cursor in self._cursors.values():
+        for cursor in cursors:
             cursor.pending.update(dict.fromkeys(entries))
             cursor.bytes += size
         for priority, ids in enumerate(by_priority):
             if ids:
                 self._evictable[priority].extend(ids)
-                for cursor in self._cursors.values():
+                for cursor in cursors:
                     cursor.ready[priority].extend(ids)
 
     def _make_room(self, newcomer: Record, evicted: dict[str, int]) -> bool:
@@ -435,6 +442,22 @@ class MemoryStore(BufferStore):
 
     async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
         return tuple(self._cursor(destination).dead.letters)
+
+    async def replay(self, destination: str, limit: int) -> int:
+        return len(self._replay(destination, limit))
+
+    def _replay(self, destination: str, limit: int) -> list[Record]:
+        cursor = self._cursor(destination)
+        replayed: list[Record] = []
+        while (
+            len(replayed) < limit
+            and cursor.dead.letters
+            and self._fits(cursor.dead.letters[0].record)
+        ):
+            record = cursor.dead.pop().record
+            self._insert((record,), len(record.payload), (cursor,))
+            replayed.append(record)
+        return replayed
 
 
 @hookimpl

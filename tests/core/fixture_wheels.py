@@ -58,6 +58,7 @@ class S(BufferStore):
     async def release_expired(self): return 0
     async def stats(self): return {{}}
     async def dead_letters(self, destination): return ()
+    async def replay(self, destination, limit): return 0
 @hookimpl
 def guard_agent_buffer_stores():
     return [S]

@@ -168,6 +168,10 @@ class SafeStore(BufferStore):
         letters: Sequence[DeadLetter] = await self._calls(self._store.dead_letters, destination)
         return letters
 
+    async def replay(self, destination: str, limit: int) -> int:
+        count: int = await self._calls(self._store.replay, destination, limit)
+        return count
+
 
 async def _contained(function: Call, *args: Any) -> Any:
     try:

@@ -46,8 +46,8 @@ class Lanes(BufferStore):
     """
     Two stores behind the interface of one: ``durable`` while it works, ``memory`` otherwise.
 
-    Never raises because of the durable store, but for ``bury``, which has no second place for its
-    effect: its lease runs out, and the record comes again.
+    Never raises because of the durable store, but for ``bury`` and ``replay``, which have no second
+    place for their effect: a lease runs out, and the record comes again; a dead letter stays one.
     """
 
     def __init__(
@@ -219,6 +219,17 @@ class Lanes(BufferStore):
         if self._up and self.durable is not None:
             letters = [*await self.durable.dead_letters(destination), *letters]
         return letters
+
+    async def replay(self, destination: str, limit: int) -> int:
+        replayed = 0
+        if self._up and self.durable is not None:
+            try:
+                replayed = await self.durable.replay(destination, limit)
+            except Exception as error:
+                self._failed(error)
+                raise
+            self._note(destination, replayed)
+        return replayed + await self.memory.replay(destination, limit - replayed)
 
     # --- coming and going -------------------------------------------------------------------------
 

@@ -274,6 +274,12 @@ class DiskStore(BufferStore):
             lambda connection: self._tables.dead_letters(connection, destination), write=False
         )
 
+    async def replay(self, destination: str, limit: int) -> int:
+        self._check(destination)
+        return await self._run(
+            lambda connection: self._tables.replay(connection, destination, limit), grow=True
+        )
+
     # --- in the thread ----------------------------------------------------------------------------
 
     async def _run(

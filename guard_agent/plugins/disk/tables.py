@@ -360,6 +360,31 @@ class Tables:
         self._bound_dead_letters(connection, ident)
         return buried
 
+    def replay(self, connection: sqlite3.Connection, destination: str, limit: int) -> int:
+        ident = self._id(connection, destination)
+        number, free_records, free_bytes = self._room(connection)
+        records: list[Record] = []
+        last = None
+        for letter, rank, size, data in connection.execute(
+            "SELECT id, rank, size, data FROM dead WHERE destination = ? ORDER BY id LIMIT ?",
+            (ident, max(min(limit, free_records), 0)),
+        ):
+            if size > free_bytes:
+                break
+            free_bytes -= size
+            records.append(_record(rank, data))
+            last = letter
+        if records:
+            size = sum([len(record.payload) for record in records])
+            _insert(connection, records, size, number, (ident,))
+            connection.execute(
+                "DELETE FROM dead WHERE destination = ? AND id <= ?", (ident, last)
+            )
+            connection.execute(
+                "UPDATE destination SET buried = buried - ? WHERE id = ?", (len(records), ident)
+            )
+        return len(records)
+
     def _bound_dead_letters(self, connection: sqlite3.Connection, ident: int) -> None:
         connection.execute(
             "DELETE FROM dead WHERE destination = ?1 AND id <= (SELECT max(id) FROM ("

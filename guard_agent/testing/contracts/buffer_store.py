@@ -516,6 +516,114 @@ class BufferStoreContract:
             more = [make_record(n) for n in (3, 4)]
             assert await store.append(more, evict=False) == Appended(2)
 
+    # --- replay -------------------------------------------------------------------------------
+
+    async def test_a_replayed_dead_letter_is_the_record_it_was(self) -> None:
+        async with self.opened() as store:
+            records = [
+                make_record(1, priority=Priority.ATTACK),
+                make_record(2, priority=Priority.METRIC, kind="metric"),
+                make_record(3, size=3_000, note="caf\u00e9 \U0001f512"),
+            ]
+            await store.append(records, evict=True)
+            lease = await must_lease(store)
+            await store.bury(lease, list(lease.entries), "refused")
+
+            assert await store.replay("one", 10) == 3
+
+            assert counts(await depth(store)) == (3, 0, 0)
+            assert list(await store.dead_letters("one")) == []
+            again = await must_lease(store)
+            assert list(again.entries.values()) == [records[0], records[2], records[1]]
+            assert await store.ack(again, list(again.entries)) == 3
+            assert await depth(store) == DestinationDepth()
+
+    async def test_the_oldest_dead_letters_are_replayed_first(self) -> None:
+        async with self.opened() as store:
+            await store.append(make_records(4), evict=True)
+            lease = await must_lease(store)
+            await store.bury(lease, list(lease.entries), "refused")
+
+            assert await store.replay("one", 0) == 0
+            assert await store.replay("one", 2) == 2
+
+            assert counts(await depth(store)) == (2, 0, 2)
+            assert numbers(await must_lease(store)) == [1, 2]
+            letters = await store.dead_letters("one")
+            assert [letter.record.id for letter in letters] == ["record-3", "record-4"]
+            assert await store.replay("one", 100) == 2
+            assert await store.replay("one", 100) == 0
+
+    async def test_what_is_replayed_comes_behind_what_waits(self) -> None:
+        async with self.opened() as store:
+            await store.append(make_records(1), evict=True)
+            lease = await must_lease(store)
+            await store.bury(lease, list(lease.entries), "refused")
+            await store.append([make_record(2)], evict=True)
+
+            assert await store.replay("one", 10) == 1
+
+            assert numbers(await must_lease(store)) == [2, 1]
+
+    async def test_what_is_replayed_can_be_buried_again(self) -> None:
+        async with self.opened() as store:
+            await store.append(make_records(2), evict=True)
+            for reason in ("first", "second"):
+                lease = await must_lease(store)
+                await store.bury(lease, list(lease.entries), reason)
+                assert counts(await depth(store)) == (0, 0, 2)
+                letters = await store.dead_letters("one")
+                assert [letter.reason for letter in letters] == [reason] * 2
+                assert await store.replay("one", 10) == 2
+
+    async def test_a_replay_concerns_one_destination_only(self) -> None:
+        async with self.opened(TWO) as store:
+            await store.append(make_records(3), evict=True)
+            one = await must_lease(store, "one")
+            await store.bury(one, list(one.entries), "refused")
+            two = await must_lease(store, "two")
+            await store.ack(two, entries_of(two, 1))
+            await store.bury(two, entries_of(two, 2), "refused")
+
+            assert await store.replay("one", 10) == 3
+
+            stats = await store.stats()
+            assert counts(stats["one"]) == (3, 0, 0)
+            assert counts(stats["two"]) == (0, 1, 1)
+            assert await store.lease("two", 10, MANY_BYTES, LONG) is None
+            await store.release(two, list(two.entries))
+            again = await must_lease(store, "two")
+            assert numbers(again) == [3]
+            await store.ack(again, list(again.entries))
+            assert numbers(one := await must_lease(store, "one")) == [1, 2, 3]
+            assert await store.ack(one, list(one.entries)) == 3
+            assert counts((await store.stats())["one"]) == (0, 0, 0)
+
+    async def test_what_has_no_room_remains_a_dead_letter(self) -> None:
+        async with self.opened(max_buffer_records=3) as store:
+            await store.append(make_records(3), evict=False)
+            lease = await must_lease(store)
+            await store.bury(lease, list(lease.entries), "refused")
+            await store.append([make_record(4), make_record(5)], evict=False)
+
+            assert await store.replay("one", 10) == 1
+            assert await store.replay("one", 10) == 0
+
+            assert counts(await depth(store)) == (3, 0, 2)
+            assert numbers(await must_lease(store)) == [4, 5, 1]
+
+    async def test_what_is_replayed_can_be_evicted(self) -> None:
+        async with self.opened(max_buffer_records=2) as store:
+            await store.append(make_records(2, priority=Priority.METRIC), evict=False)
+            lease = await must_lease(store)
+            await store.bury(lease, list(lease.entries), "refused")
+            await store.replay("one", 10)
+
+            new = [make_record(n, priority=Priority.ATTACK) for n in (3, 4)]
+            assert await store.append(new, evict=True) == Appended(2, {"one": 2})
+
+            assert numbers(await must_lease(store)) == [3, 4]
+
     # --- destinations -------------------------------------------------------------------------
 
     async def test_every_destination_gets_every_record(self) -> None:

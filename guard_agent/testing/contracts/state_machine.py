@@ -72,11 +72,13 @@ _destinations = st.sampled_from(DESTINATIONS)
 class Entry:
     """A record in the model: what each destination does with it."""
 
-    def __init__(self, number: int, record: Record) -> None:
+    def __init__(
+        self, number: int, record: Record, destinations: tuple[str, ...] = DESTINATIONS
+    ) -> None:
         self.number = number
         self.record = record
         # Destination → id of the lease that holds it, None while it is ready; missing when done.
-        self.held: dict[str, str | None] = dict.fromkeys(DESTINATIONS)
+        self.held: dict[str, str | None] = dict.fromkeys(destinations)
         self.kept_back: set[str] = set()
 
     @property
@@ -410,6 +412,18 @@ class BufferStoreMachine(RuleBasedStateMachine):
         buried = self._run(self._stores[taken.owner].bury(taken.lease, ids, "refused"))
 
         assert buried == len(held)
+
+    @precondition(lambda self: any(self._buried.values()))
+    @rule(owner=_owners, destination=_destinations, limit=st.integers(0, 4))
+    def replay(self, owner: str, destination: str, limit: int) -> None:
+        replayed = 0
+        buried = self._buried[destination]
+        while replayed < limit and buried and self._fits(buried[0]):
+            self._numbers += 1
+            self._entries.append(Entry(self._numbers, buried.pop(0), (destination,)))
+            replayed += 1
+
+        assert self._run(self._stores[owner].replay(destination, limit)) == replayed
 
     @precondition(lambda self: self._taken)
     @rule(owner=_owners)

@@ -16,6 +16,8 @@ local MAX_DEAD, MAX_DEAD_BYTES = tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local VERSION = '1'
 local ROW = 15 -- bytes of one record in the head of an entry: see codec.py
+local LETTER = 18 -- bytes of the head of a dead letter, which begins with a row
+local JUNK = 'not an entry of this store, or of a newer version'
 local HORIZON = 30 * 24 * 3600 * 1000 -- ms; see `due`
 local ZERO = '0-0'
 local STEP = 1000 -- most arguments of one command: Lua's stack has room for about 8,000
@@ -328,13 +330,12 @@ local function bury_junk(priority, item)
   for _, word in ipairs(item[2]) do text[#text + 1] = string.sub(word, 1, 256) end
   local junk = string.gsub(string.sub(table.concat(text, ' '), 1, 1024), '[^\32-\126]', '?')
   local payload = cjson.encode({junk = junk})
-  local reason = 'not an entry of this store, or of a newer version'
   call('XDEL', stream(priority), item[1])
   for _, name in ipairs(NAMES) do
     call('XACK', stream(priority), name, item[1])
     keep_letters(name, {
-      struct.pack('<I4I2BdBI2', #payload, #item[1], 0, milliseconds() / 1000, priority, #reason)
-        .. item[1] .. reason .. payload
+      struct.pack('<I4I2BdBI2', #payload, #item[1], 0, milliseconds() / 1000, priority, #JUNK)
+        .. item[1] .. JUNK .. payload
     })
   end
   add('junk', 1)
@@ -1127,6 +1128,54 @@ end
 -- destination → letters
 function operations.letters(destination)
   return call('LRANGE', dead(destination), 0, -1)
+end
+
+-- destination, most letters, most records, most bytes → how many are ready again, records held,
+-- bytes held
+function operations.replay(destination, limit, max_n, max_b)
+  if is_unknown(destination) then return UNKNOWN end
+  limit, max_n, max_b = tonumber(limit), tonumber(max_n), tonumber(max_b)
+  absorb_all()
+  local key, n, b = dead(destination), 'dead:n:' .. destination, 'dead:b:' .. destination
+  local replayed, kept = 0, {}
+  for _, letter in ipairs(call('LRANGE', key, 0, -1)) do
+    if replayed >= limit then break end
+    local size, length, _, _, priority, why = struct.unpack('<I4I2BdBI2', letter)
+    local first = LETTER + 1
+    if string.sub(letter, first + length, first + length + why - 1) == JUNK then
+      kept[#kept + 1] = letter
+    else
+      local held_n, held_b = held()
+      if held_n + 1 > max_n or held_b + size > max_b then break end
+      local h = string.sub(letter, 1, ROW)
+      local name = string.sub(letter, first, first + length - 1)
+      local body = name .. string.sub(letter, first + length + why)
+      local entry = {n = 1, s = size, h = h, b = body}
+      local id = call('XADD', stream(priority), '*', 'v', VERSION, 'n', 1, 's', size, 'h', h, 'b', body)
+      absorb(priority, id, entry)
+      for _, other in ipairs(NAMES) do
+        if other ~= destination then -- it has the record, or has given it up
+          note(other, priority, id, {slots = {}, top = 0}, false)
+          add('done:n:' .. other, 1)
+          add('done:b:' .. other, size)
+        end
+      end
+      replayed = replayed + 1
+    end
+  end
+  if replayed > 0 then
+    for _ = 1, replayed + #kept do
+      add(b, -letter_size(call('LPOP', key)))
+      add(n, -1)
+    end
+    for at = #kept, 1, -1 do
+      call('LPUSH', key, kept[at])
+      add(b, letter_size(kept[at]))
+      add(n, 1)
+    end
+  end
+  flush()
+  return {replayed, held()}
 end
 
 local reply = operations[OPERATION](unpack(ARGV, 4))

@@ -409,6 +409,14 @@ class RedisStore(BufferStore):
                 logger.debug("a dead letter of %s is not one of ours", destination)
         return tuple(letters)
 
+    async def replay(self, destination: str, limit: int) -> int:
+        self._check(destination)
+        replayed, held, size = await self._run(
+            "replay", destination, max(limit, 0), self._max_records, self._max_bytes
+        )
+        self._allow(held, size)
+        return int(replayed)
+
     # --- calling the script ---------------------------------------------------------------------
 
     def _check(self, destination: str) -> None:
