@@ -19,8 +19,10 @@ from guard_agent.core.agent import STOP_SLACK, Agent, process_hooks
 from guard_agent.core.errors import GuardAgentError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from guard_agent.core.config import AgentConfig
-    from guard_agent.core.interfaces import Kind
+    from guard_agent.core.interfaces import DeadLetter, Kind
     from guard_agent.core.models import AgentStatus, DynamicRules
 
 logger = logging.getLogger("guard_agent")
@@ -116,6 +118,31 @@ class GuardAgentHandler:
         future = self._agent.flush_to_store()
         return bool(await self._wait(future, self._agent.config.timeout))
 
+    async def dead_letters(self) -> dict[str, Sequence[DeadLetter]]:
+        """
+        The records that each destination refused for good and the store has kept, oldest first.
+
+        Records of `guard_agent.Record`, each with the reason. Their number and bytes are bounded;
+        the oldest make room.
+        """
+        found = await self._wait(self._agent.dead_letters(), self._agent.config.timeout)
+        return found or {}
+
+    async def replay_dead_letters(
+        self, destination: str | None = None, limit: int | None = None
+    ) -> int:
+        """
+        Send dead letters once more: of one destination or of all, the oldest ``limit``.
+
+        Returns:
+            How many wait again. What has no room remains a dead letter.
+
+        Raises:
+            ValueError: there is no such destination.
+        """
+        future = self._agent.replay(destination, limit)
+        return await self._wait(future, self._agent.config.timeout) or 0
+
     async def get_dynamic_rules(self) -> DynamicRules | None:
         """
         The last good set of rules, or None. Never raises.
@@ -207,6 +234,15 @@ class SyncGuardAgentHandler:
     def flush_to_store(self) -> bool:
         """Bring what was taken so far to the store; see `GuardAgentHandler.flush_to_store`."""
         return bool(self._wait(self._agent.flush_to_store(), self._agent.config.timeout))
+
+    def dead_letters(self) -> dict[str, Sequence[DeadLetter]]:
+        """What was refused for good; see `GuardAgentHandler.dead_letters`."""
+        return self._wait(self._agent.dead_letters(), self._agent.config.timeout) or {}
+
+    def replay_dead_letters(self, destination: str | None = None, limit: int | None = None) -> int:
+        """Send dead letters once more; see `GuardAgentHandler.replay_dead_letters`."""
+        future = self._agent.replay(destination, limit)
+        return self._wait(future, self._agent.config.timeout) or 0
 
     def get_dynamic_rules(self) -> DynamicRules | None:
         """The last good set of rules, or None. Answers from memory, never raises, never waits."""

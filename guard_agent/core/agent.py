@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 import weakref
@@ -302,6 +303,7 @@ class _Run:
             "delivered": balance.delivered,
             "dropped": balance.dropped,
             "buried": balance.buried,
+            "dead_letters": depth.buried,
             "pending": balance.pending,
             "pending_bytes": depth.bytes + self.ring.bytes,
             "oldest_seconds": round(max(time.time() - min(oldest), 0.0), 3) if oldest else None,
@@ -454,6 +456,40 @@ class Agent:
         if run.stopped is not None or not run.ensure_started():
             return _done(False)
         return run.worker.submit(run.flush_to_store)
+
+    # --- dead letters -----------------------------------------------------------------------------
+
+    def dead_letters(self) -> Future[Any]:
+        """What each destination refused for good; see `Worker.dead_letters`."""
+        run = self._current()
+        if run.stopped is not None or not run.ensure_started():
+            return _done({})
+        return run.worker.submit(run.worker.dead_letters)
+
+    def replay(self, destination: str | None, limit: int | None) -> Future[Any]:
+        """
+        Make dead letters ready again, of one destination or of all.
+
+        Raises:
+            ValueError: there is no such destination.
+        """
+        run = self._current()
+        if destination is not None and destination not in run.destinations:
+            known = ", ".join(run.destinations)
+            msg = f"there is no destination {destination!r}; there are: {known}"
+            raise ValueError(msg)
+        if run.stopped is not None or not run.ensure_started():
+            return _done(0)
+        names = list(run.destinations) if destination is None else [destination]
+        most = sys.maxsize if limit is None else limit
+
+        async def replay() -> int:
+            replayed = 0
+            for name in names:
+                replayed += await run.worker.replay(name, most - replayed)
+            return replayed
+
+        return run.worker.submit(replay)
 
     # --- rules, status ----------------------------------------------------------------------------
 

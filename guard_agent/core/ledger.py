@@ -41,6 +41,8 @@ class DropReason(str, Enum):
 class DestinationBooks:
     """What became of the records of one destination behind the store's door."""
 
+    replayed: int = 0
+    """Dead letters that were made ready again: taken over once more."""
     delivered: int = 0
     delivered_events: int = 0
     buried: int = 0
@@ -89,7 +91,7 @@ class Ledger:
         """The equation for ``destination``, given what ring and store hold for it."""
         books = self.destinations[destination]
         return Balance(
-            accepted=self.accepted,
+            accepted=self.accepted + books.replayed,
             delivered=books.delivered,
             dropped={reason.value: n for reason, n in (self.dropped + books.dropped).items()},
             buried=books.buried,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from guard_agent.core.delivery.destination import Destination
     from guard_agent.core.delivery.lanes import Lanes
     from guard_agent.core.intake.ring import Ring
+    from guard_agent.core.interfaces import DeadLetter
     from guard_agent.core.ledger import Ledger
     from guard_agent.core.models import AgentStatus
     from guard_agent.core.rules.keeper import RuleKeeper
@@ -218,6 +219,25 @@ class Worker:
         await self._try_to_open_store()
         await self._store.release_expired()
         self._set_due()
+
+    async def dead_letters(self) -> dict[str, Sequence[DeadLetter]]:
+        """What each destination refused for good and the store has kept, oldest first."""
+        await self._try_to_open_store()
+        return {name: tuple(await self._store.dead_letters(name)) for name in self._destinations}
+
+    async def replay(self, destination: str, limit: int) -> int:
+        """Make dead letters ready again, the oldest ``limit``; returns how many."""
+        await self._try_to_open_store()
+
+        async def book() -> int:
+            async with self._books_lock:
+                count = await self._store.replay(destination, limit)
+                self._ledger.destinations[destination].replayed += count
+            return count
+
+        replayed = await finish(book(), self._patience)
+        self._due[destination].set()
+        return replayed
 
     async def first_rules(self, timeout: float) -> None:
         """Wait until a rule source answered for the first time, at most ``timeout`` seconds."""

@@ -595,7 +595,8 @@ class BufferStoreContract:
             again = await must_lease(store, "two")
             assert numbers(again) == [3]
             await store.ack(again, list(again.entries))
-            assert numbers(one := await must_lease(store, "one")) == [1, 2, 3]
+            one = await must_lease(store, "one")
+            assert numbers(one) == [1, 2, 3]
             assert await store.ack(one, list(one.entries)) == 3
             assert counts((await store.stats())["one"]) == (0, 0, 0)
 
