@@ -145,6 +145,8 @@ class TooLarge:
 
     limit: int | None = None
     """Bytes the collector named, if it did."""
+    asked: bool = True
+    """False when the transport knew it without a request: that says nothing about the collector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ class Paused:
     """
 
     reason: str
+    stage: Literal["transport_send", "encryption"] = "transport_send"
+    """What ``on_error`` is told: ``encryption`` when that is what keeps the collector from it."""
 
 
 SendResult: TypeAlias = Accepted | Partial | Retry | Reject | TooLarge | Paused
@@ -454,7 +458,7 @@ class BufferStore(Resource, ABC):
     @abstractmethod
     async def replay(self, destination: str, limit: int) -> int:
         """
-        Make dead letters of ``destination`` ready again, for it alone: the oldest, at most ``limit``.
+        Make the oldest ``limit`` dead letters of ``destination`` ready again, for it alone.
 
         They are the records that they were, and come behind those of their priority that wait.
         Nothing is evicted for them: what does not fit remains a dead letter.

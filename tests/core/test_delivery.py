@@ -18,7 +18,7 @@ from guard_agent import (
 )
 from guard_agent.core.delivery.destination import Destination
 from guard_agent.core.delivery.gate import Gate, GateState
-from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
+from guard_agent.core.errors import PayloadTooLargeError, PermanentClientError
 from guard_agent.core.ledger import DestinationBooks
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_context, make_record
@@ -127,7 +127,7 @@ async def test_retry_after_overrides_backoff(bench):
     assert batch_sizes(bench) == [1]
 
 
-async def test_backoff_has_full_jitter_and_doubles(bench):
+async def test_c04_backoff_has_full_jitter_and_doubles(bench):
     """`random` is 0.5 here, so every delay is half of its bound."""
     bench = bench(*[Retry("down")] * 3)
     await bench.fill(*records(1))
@@ -152,7 +152,7 @@ async def test_a_failed_batch_keeps_its_id(bench):
     assert first.records == second.records
 
 
-async def test_an_open_circuit_lets_exactly_one_record_through(bench):
+async def test_c24_an_open_circuit_lets_exactly_one_record_through(bench):
     bench = bench(*[Retry("down")] * 4)
     await bench.fill(*records(600))
 
@@ -165,7 +165,7 @@ async def test_an_open_circuit_lets_exactly_one_record_through(bench):
     await bench.check_books()
 
 
-async def test_throttling_never_opens_the_circuit(bench):
+async def test_c05_throttling_never_opens_the_circuit(bench):
     bench = bench(*[Retry("slow down", throttled=True)] * 10)
     await bench.fill(*records(1))
 
@@ -192,7 +192,7 @@ async def test_a_pause_keeps_everything_and_probes_with_one_record(bench):
     assert bench.books.delivered == 100
 
 
-async def test_one_poison_record_in_a_thousand_costs_only_itself(bench):
+async def test_c09_one_poison_record_in_a_thousand_costs_only_itself(bench):
     poison = make_record(size=80)
 
     def judge(batch: Batch) -> SendResult:
@@ -213,7 +213,7 @@ async def test_one_poison_record_in_a_thousand_costs_only_itself(bench):
     await bench.check_books()
 
 
-async def test_when_everything_is_refused_it_pauses_instead_of_burying_it_all(bench):
+async def test_c09_when_everything_is_refused_it_pauses_instead_of_burying_it_all(bench):
     bench = bench(*[Reject("wrong project", status=400)] * 1_000)
     await bench.fill(*records(1_000, size=80))
 
@@ -226,7 +226,7 @@ async def test_when_everything_is_refused_it_pauses_instead_of_burying_it_all(be
     await bench.check_books()
 
 
-async def test_a_batch_that_is_too_large_is_split_by_bytes_and_stays_split(bench):
+async def test_c08_a_batch_that_is_too_large_is_split_by_bytes_and_stays_split(bench):
     def judge(batch: Batch) -> SendResult:
         return TooLarge() if batch.size > 4_000 else Accepted()
 
@@ -251,7 +251,7 @@ async def test_a_named_limit_is_kept_from_the_next_batch_on(bench):
     assert bench.books.delivered == 100
 
 
-async def test_a_single_record_that_is_too_large_is_buried(bench):
+async def test_c08_a_single_record_that_is_too_large_is_buried(bench):
     giant = make_record(size=9_000)
 
     def judge(batch: Batch) -> SendResult:
@@ -267,7 +267,7 @@ async def test_a_single_record_that_is_too_large_is_buried(bench):
     assert [type(error) for _, error in bench.errors] == [PayloadTooLargeError]
 
 
-async def test_a_partial_answer_is_settled_record_by_record(bench):
+async def test_c03_a_partial_answer_is_settled_record_by_record(bench):
     bench = bench(Partial(rejected={1: "no timestamp"}, retry=frozenset({3})))
     await bench.fill(*(five := records(5)))
 
@@ -297,7 +297,9 @@ async def test_a_transport_that_raises_is_retried_and_named_once(bench, caplog):
 
     assert bench.books.delivered == 2
     assert caplog.text.count("handled like Retry") == 1
-    assert [type(error) for _, error in bench.errors] == [DeliveryError] * 2
+    assert [(stage, type(error)) for stage, error in bench.errors] == [
+        ("flush_events", ValueError)
+    ] * 2
 
 
 async def test_a_transport_that_returns_nothing_is_retried(bench, caplog):
@@ -440,7 +442,7 @@ async def test_a_store_that_fails_during_a_probe_does_not_block_the_collector_fo
     await bench.check_books()
 
 
-async def test_a_collector_that_refuses_everything_does_not_get_everything_buried(bench):
+async def test_c09_a_collector_that_refuses_everything_does_not_get_everything_buried(bench):
     """A wrong format or a filter on the way is not the fault of every record."""
     bench = bench(*[Reject("bad", status=400)] * 5_000)
     await bench.fill(*records(100))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from guard_agent import Paused, Retry
 from guard_agent.core.delivery.gate import (
     MAX_BACKOFF,
     MAX_RETRY_AFTER,
+    RAMP_PAUSE,
     Gate,
     GateState,
     TokenBucket,
@@ -52,8 +54,8 @@ def test_backoff_doubles_and_is_drawn_from_all_of_it(draw):
 
     delays = [gate.failed(DOWN, 0.0) for _ in range(8)]
 
-    bounds = [2, 4, 8, 16, 32, 60, 60, 60]
-    assert delays == [pytest.approx(draw * bound) for bound in bounds]
+    assert delays[:5] == [pytest.approx(draw * bound) for bound in (2, 4, 8, 16, 32)]
+    assert delays[5:] == [pytest.approx(60 * (0.5 + 0.5 * draw))] * 3, "then it is a rest"
 
 
 def test_nothing_may_be_sent_before_the_delay_is_over():
@@ -66,7 +68,7 @@ def test_nothing_may_be_sent_before_the_delay_is_over():
     assert gate.delay(104.0) == gate.acquire(104.0) == 0.0
 
 
-def test_a_hundred_thousand_failures_overflow_nothing():
+def test_p17_a_hundred_thousand_failures_overflow_nothing():
     gate = make_gate(draw=1.0)
     for _ in range(100_000):
         delay = gate.failed(DOWN, 0.0)
@@ -78,11 +80,15 @@ def test_a_hundred_thousand_failures_overflow_nothing():
         assert all(gate.failed(result, 0.0) <= MAX_BACKOFF for _ in range(100_000))
 
 
+@pytest.mark.parametrize("backoff", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("threshold", [1, 4, 10**9])
 @pytest.mark.parametrize("result", [DOWN, BUSY, REFUSED])
-def test_after_five_minutes_of_outage_no_minute_has_more_than_two_requests(result):
-    for seed in range(20):
+def test_p17_after_five_minutes_of_outage_no_minute_has_more_than_two_requests(
+    result, threshold, backoff
+):
+    for seed in range(10):
         draw = random.Random(seed).random
-        gate = Gate(rate=10, backoff=1.0, failure_threshold=4, random=draw)
+        gate = Gate(rate=10, backoff=backoff, failure_threshold=threshold, random=draw)
         now, sent = 0.0, []
         while now < 3_600:
             if (delay := gate.acquire(now)) > 0:
@@ -91,12 +97,8 @@ def test_after_five_minutes_of_outage_no_minute_has_more_than_two_requests(resul
             sent.append(now)
             gate.failed(result, now)
         late = [at for at in sent if at >= 300]
-        if result is BUSY:
-            # Full jitter draws short delays too; on average it is two a minute.
-            assert len(late) <= 2.6 * 55
-        else:
-            assert len(late) > 50
-            assert all(sum(at <= other < at + 60 for other in late) <= 2 for at in late)
+        assert len(late) > 50
+        assert all(sum(at <= other < at + 60 for other in late) <= 2 for at in late)
 
 
 def test_success_forgets_the_backoff():
@@ -234,7 +236,7 @@ def test_an_answer_about_the_content_ends_the_outage():
 # --- throttling -----------------------------------------------------------------------------------
 
 
-def test_throttling_never_opens_the_breaker():
+def test_c05_throttling_never_opens_the_breaker():
     gate = make_gate(threshold=2)
 
     for _ in range(100):
@@ -259,7 +261,7 @@ def test_throttled_one_request_at_a_time():
     ("after", "delay"),
     [(0.25, 0.25), (3.0, 3.0), (3_600, 3_600), (3_601, 3_600), (1e9, 3_600), (math.inf, 3_600)],
 )
-def test_retry_after_overrides_the_backoff_up_to_an_hour(after, delay, throttled):
+def test_c05_c07_retry_after_overrides_the_backoff_up_to_an_hour(after, delay, throttled):
     """
     When the collector names a delay, that is the delay.
     """
@@ -274,7 +276,7 @@ def test_retry_after_overrides_the_backoff_up_to_an_hour(after, delay, throttled
 
 @pytest.mark.parametrize("after", [math.nan, -1.0, 0.0, -math.inf])
 @pytest.mark.parametrize("throttled", [True, False])
-def test_a_delay_that_is_none_leaves_the_backoff(after, throttled):
+def test_c07_a_delay_that_is_none_leaves_the_backoff(after, throttled):
     """
     Otherwise a collector that answers ``Retry-After: 0`` would be asked without a pause.
     """
@@ -287,7 +289,7 @@ def test_a_delay_that_is_none_leaves_the_backoff(after, throttled):
 # --- pauses ---------------------------------------------------------------------------------------
 
 
-def test_a_pause_probes_slowly_and_resumes_by_itself():
+def test_c11_a_pause_probes_slowly_and_resumes_by_itself():
     gate = make_gate(draw=1.0)
     delays = []
     now = 0.0
@@ -423,24 +425,87 @@ def test_waiting_for_the_rate_is_no_probe():
 # --- a fleet --------------------------------------------------------------------------------------
 
 
-def test_a_fleet_does_not_come_back_in_one_storm():
-    """
-    200 agents, an hour of outage: first requests after it spread over a minute.
-    """
-    arrivals: list[float] = []
-    for seed in range(200):
-        draw = random.Random(seed).random
-        gate = Gate(rate=10, backoff=1.0, failure_threshold=4, random=draw)
-        now = 0.0
-        while True:
-            now += gate.acquire(now)
-            if now >= 3_600:
-                break
-            if gate.acquire(now) == 0:
-                gate.failed(DOWN, now)
-        arrivals.append(now - 3_600)
+HOUR = 3_600.0
+BACKLOG = 1_000
 
-    assert max(arrivals) <= MAX_BACKOFF
-    per_second = [sum(second <= at < second + 1 for at in arrivals) for second in range(60)]
-    mean = 200 / 60
-    assert max(per_second) <= 4 * mean
+
+def come_back(seed: int, agents: int = 200) -> tuple[list[float], list[int]]:
+    """
+    What a collector gets that is back after an hour: the time of each request, and the sizes of the
+    batches of the last agent.
+    """
+    draw = random.Random(seed).random
+    arrivals: list[float] = []
+    batches: list[int] = []
+    for _ in range(agents):
+        gate = Gate(rate=10, backoff=1.0, failure_threshold=4, random=draw)
+        now, left, batches = 0.0, BACKLOG, []
+        while left:
+            if (delay := gate.acquire(now)) > 0:
+                now += delay
+            elif now < HOUR:
+                gate.failed(DOWN, now)
+            else:
+                arrivals.append(now - HOUR)
+                batches.append(min(left, gate.limit(1_000)))
+                left -= batches[-1]
+                now += 0.05  # the answer
+                gate.succeeded(now)
+    return arrivals, batches
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_c24_a_fleet_does_not_come_back_in_one_storm(part):
+    """
+    200 agents with 1,000 records each, in 200 runs: no second has more than three times the
+    requests of the mean.
+    """
+    for seed in range(20 * part, 20 * (part + 1)):
+        arrivals, batches = come_back(seed)
+
+        assert batches == [1, 2, 4, 8, 16, 32, 64, 128, 256, 489]
+        seconds = Counter(int(at) for at in arrivals)
+        mean = len(arrivals) / max(arrivals)
+        assert max(seconds.values()) / mean <= 3
+
+
+def test_c24_the_pauses_of_the_ramp_end_with_it():
+    gate = make_gate(draw=0.5)
+    now = fail(gate, 4)
+    pauses = []
+    for _ in range(12):
+        now += gate.delay(now)
+        assert gate.acquire(now) == 0
+        gate.succeeded(now)
+        pauses.append(gate.delay(now))
+
+    assert pauses == [RAMP_PAUSE / 2] * 9 + [0] * 3
+
+
+def test_the_last_chance_does_not_pause_on_the_ramp():
+    gate = make_gate(draw=0.5)
+    now = fail(gate, 4)
+    now += gate.delay(now)
+    gate.last_chance()
+    gate.acquire(now)
+
+    gate.succeeded(now)
+
+    assert gate.acquire(now) == 0
+    assert gate.limit(1_000) == 2, "and it begins with small batches all the same"
+
+
+def test_what_was_not_used_is_given_back():
+    gate = make_gate(rate=1, threshold=1, draw=0.0)
+    assert gate.acquire(0.0) == 0
+    gate.unused()
+    assert gate.acquire(0.0) == 0
+    gate.failed(DOWN, 0.0)
+    now = gate.delay(0.0)
+    assert gate.acquire(now) == 0
+    assert gate.state is GateState.HALF_OPEN
+
+    gate.unused()
+
+    assert gate.state is GateState.OPEN, "nobody was asked, so nothing is known"
+    assert gate.acquire(now) == 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from guard_agent.core.delivery.calls import GRACE, Calls, finish
 from guard_agent.core.delivery.gate import GateState
+from guard_agent.core.delivery.sizes import ByteLimit
 from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
 from guard_agent.core.interfaces import (
     Accepted,
@@ -94,7 +95,7 @@ class Destination:
         self.books = books
         self._store = store
         self._max_records = max_records
-        self._max_bytes = max_bytes
+        self._limit = ByteLimit(max_bytes)
         self._books_lock = books_lock
         self._urgent = urgent
         self._on_error = on_error
@@ -105,6 +106,7 @@ class Destination:
         self._halted = False
         self._opened = False
         self._in_use = asyncio.Lock()
+        self._defect: BaseException | None = None
         self._defect_logged = False
         self._rejected_alone = 0
         self._told: set[GateState] = set()
@@ -142,12 +144,14 @@ class Destination:
             return False
         result = await self._guarded(self.transport.report, status)
         if isinstance(result, Accepted):
-            self.gate.succeeded()
+            self.gate.succeeded(self._clock())
             return True
         if isinstance(result, (Retry, Paused)):
             self._failed(result)
-        else:
+        elif _was_asked(result):
             self.gate.answered()
+        else:
+            self.gate.unused()
         return False
 
     def halt(self, patience: Callable[[], float]) -> None:
@@ -185,7 +189,7 @@ class Destination:
         return await self._store.lease(
             self.name,
             self.gate.limit(self._max_records),
-            min(self._max_bytes, limit) if limit is not None else self._max_bytes,
+            min(self._limit.value, limit) if limit is not None else self._limit.value,
             self._lease_ttl,
         )
 
@@ -198,16 +202,16 @@ class Destination:
             if self._halted or sent >= planned + MAX_EXTRA_REQUESTS:
                 break
             chunk = chunks.pop()
-            if len(chunk) > 1 and _size(chunk) > self._max_bytes:
+            if len(chunk) > 1 and _size(chunk) > self._limit.value:
                 chunks.extend(_halves(chunk, by_bytes=True))  # learned since it was leased
                 continue
             if (delay := self.gate.acquire(self._clock(), urgent=self._urgent())) > 0:
                 return delay
             batch = Batch(chunk[0][1].kind, tuple(record for _, record in chunk))
-            sent += 1
             result = await self._send(batch)
+            sent += _was_asked(result)
             if isinstance(result, (Retry, Paused)):
-                return self._failed(result)
+                return self._failed(result, chunk)
             await self._settle(lease, open_ids, chunk, chunks, result)
             if self._rejected_alone >= REJECTED_ALONE and _is_lone_reject(chunk, result):
                 return self._failed(Paused("every record is refused, not just a single one"))
@@ -215,17 +219,22 @@ class Destination:
 
     async def _send(self, batch: Batch) -> SendResult:
         self.books.requests += 1
-        return await self._guarded(self.transport.send, batch)
+        result = await self._guarded(self.transport.send, batch)
+        if not _was_asked(result):
+            self.books.requests -= 1
+        return result
 
     async def _guarded(self, function: Call, argument: object) -> SendResult:
         """Call the transport; whatever it does, a sound result comes back."""
         finished = False
+        self._defect = None
         try:
             async with self._in_use:
                 result: object = await self._calls(function, argument)
             finished = True
         except Exception as error:
             finished = True
+            self._defect = error
             if not self._defect_logged:
                 self._defect_logged = True
                 logger.exception("the transport %r raised; handled like Retry", self.name)
@@ -257,18 +266,22 @@ class Destination:
         """Do with ``chunk`` what a collector that answered asks for."""
         if isinstance(result, Accepted):
             # First of all: when the store fails now, the collector is well all the same.
-            news = self.gate.succeeded()
+            news = self.gate.succeeded(self._clock())
+            self._limit.accepted(_size(chunk), self._clock())
             await self._ack(lease, open_ids, chunk, news=news)
         elif isinstance(result, Partial):
             await self._settle_partial(lease, open_ids, chunk, result)
         elif isinstance(result, (Reject, TooLarge)):
             lone = _is_lone_reject(chunk, result)
-            if not lone or self._rejected_alone + 1 < REJECTED_ALONE:
+            if not _was_asked(result):
+                self.gate.unused()
+            elif not lone or self._rejected_alone + 1 < REJECTED_ALONE:
                 self.gate.answered()
             if len(chunk) > 1:
                 chunks.extend(_halves(chunk, by_bytes=isinstance(result, TooLarge)))
                 if isinstance(result, TooLarge):
-                    self._shrink(chunk, result)
+                    # Remembered, so that the next batch fits at once.
+                    self._limit.refused(_size(chunk), result.limit, self._clock())
             else:
                 self._rejected_alone += lone
                 await self._bury(lease, open_ids, chunk, _reason(result), _error(result))
@@ -283,7 +296,7 @@ class Destination:
             if position not in result.rejected and position not in keep
         ]
         if accepted:
-            news = self.gate.succeeded()
+            news = self.gate.succeeded(self._clock())
             await self._ack(lease, open_ids, accepted, news=news)
         else:
             self.gate.answered()
@@ -294,11 +307,7 @@ class Destination:
                 )
         if keep:
             # They stay in `open_ids` and so go back; without a pause they would come again at once.
-            self._failed(Retry("the collector took some records only", throttled=True))
-
-    def _shrink(self, chunk: Chunk, result: TooLarge) -> None:
-        """Remember what was too large, so that the next batch fits at once."""
-        self._max_bytes = max(1024, min(self._max_bytes, result.limit or _size(chunk) // 2))
+            self._failed(Retry("the collector took some records only", throttled=True), chunk)
 
     # --- store and books together -----------------------------------------------------------------
 
@@ -345,7 +354,7 @@ class Destination:
         self.books.last_error = clean
         if self.books.buried == 1:
             logger.warning("%s refused a record for good, it is buried: %s", self.name, clean)
-        self._on_error("transport_send", error, {"destination": self.name, "records": len(chunk)})
+        self._on_error("transport_send", error, self._about(chunk))
 
     async def _give_back(self, lease: Lease, open_ids: Mapping[str, Record]) -> None:
         """Also when cancelled: what was taken is given back."""
@@ -354,7 +363,7 @@ class Destination:
         except Exception:
             logger.debug("the store could not release a lease", exc_info=True)
 
-    def _failed(self, result: Retry | Paused) -> float:
+    def _failed(self, result: Retry | Paused, chunk: Chunk | None = None) -> float:
         delay = self.gate.failed(result, self._clock())
         reason = one_line(result.reason)
         self.books.failures += 1
@@ -378,8 +387,28 @@ class Destination:
                 "delivery to %s failed, next attempt in %.1f s: %s", self.name, delay, reason
             )
         self._told.add(state)
-        self._on_error("transport_send", DeliveryError(reason), {"destination": self.name})
+        self._tell(result, reason, chunk)
         return delay
+
+    def _tell(self, result: Retry | Paused, reason: str, chunk: Chunk | None) -> None:
+        """Call ``on_error``, in the words of 3.x."""
+        defect, self._defect = self._defect, None
+        if defect is not None and chunk:
+            stage = f"flush_{chunk[0][1].kind}s"
+            context = {"destination": self.name, "batch_size": len(chunk)}
+            self._on_error(stage, defect, context)
+            return
+        stage = result.stage if isinstance(result, Paused) else "transport_send"
+        self._on_error(stage, DeliveryError(reason), self._about(chunk))
+
+    def _about(self, chunk: Chunk | None) -> dict[str, object]:
+        if not chunk:
+            return {"destination": self.name}
+        return {
+            "destination": self.name,
+            "data_type": f"{chunk[0][1].kind}s",
+            "item_count": len(chunk),
+        }
 
 
 def _by_kind(entries: Mapping[str, Record]) -> list[Chunk]:
@@ -413,6 +442,11 @@ def _forget(open_ids: dict[str, Record], chunk: Chunk) -> None:
         open_ids.pop(entry, None)
 
 
+def _was_asked(result: SendResult) -> bool:
+    """Whether the result comes from the collector, and not from the transport alone."""
+    return not isinstance(result, TooLarge) or result.asked
+
+
 def _is_lone_reject(chunk: Chunk, result: SendResult) -> bool:
     return len(chunk) == 1 and isinstance(result, Reject)
 
@@ -430,8 +464,10 @@ def _is_sound(result: object) -> TypeGuard[SendResult]:
     if isinstance(result, Retry):
         return result.after is None or _is_number(result.after)
     if isinstance(result, TooLarge):
-        return result.limit is None or _is_number(result.limit)
-    return isinstance(result, (Accepted, Reject, Paused))
+        return (result.limit is None or _is_number(result.limit)) and result.asked in (True, False)
+    if isinstance(result, Paused):
+        return result.stage in ("transport_send", "encryption")
+    return isinstance(result, (Accepted, Reject))
 
 
 def _is_number(value: Any) -> bool:

@@ -21,6 +21,12 @@ MAX_RETRY_AFTER = 3600.0
 _FIRST_OPEN = 5.0
 _FIRST_PROBE = 5.0
 _PROBE_RECORDS = 1
+RAMP_PAUSE = 1.0
+"""
+Most seconds between two batches of the ramp after an outage: what many agents have gathered does
+not come in one wave when the collector is back.
+"""
+_RAMP_END = 1_000
 _MAX_EXPONENT = 30
 
 
@@ -63,6 +69,7 @@ class Gate:
         self._rests = 0
         self._probing = False
         self._ramp: int | None = None
+        self._hurries = False
         self._asked = False
         self.state = GateState.CLOSED
         self.reason: str | None = None
@@ -102,16 +109,22 @@ class Gate:
         """How many of ``records`` the next batch may hold: few after an outage, then doubling."""
         return records if self._ramp is None else min(records, self._ramp)
 
-    def succeeded(self) -> bool:
-        """The collector answered and is well; returns whether that is news."""
+    def succeeded(self, now: float | None = None) -> bool:
+        """
+        The collector answered and is well; returns whether that is news.
+
+        After an outage the batches double in size, with a pause between them when ``now`` is given.
+        """
         news = self.state is not GateState.CLOSED or self._failures > 0
         if self.state in (GateState.HALF_OPEN, GateState.PAUSED):
             self._ramp = _PROBE_RECORDS
+        self._reset()
         if self._ramp is not None:
             self._ramp *= 2
-            if self._ramp > 100_000:
+            if self._ramp > _RAMP_END:
                 self._ramp = None
-        self._reset()
+            elif now is not None and not self._hurries:
+                self._not_before = now + RAMP_PAUSE * self._random()
         return news
 
     def answered(self) -> None:
@@ -123,6 +136,11 @@ class Gate:
         self._probing = False
         if self.state is GateState.HALF_OPEN:
             self.state = GateState.OPEN
+
+    def unused(self) -> None:
+        """What was granted was not needed: nobody was asked."""
+        self.cancelled()
+        self._bucket.give_back()
 
     def failed(self, result: Retry | Paused, now: float) -> float:
         """
@@ -158,10 +176,11 @@ class Gate:
 
     def last_chance(self) -> None:
         """
-        The agent ends: forget the backoff for one last attempt.
+        The agent ends: forget the backoff for one last attempt, and pause no more on the ramp.
 
         What the collector itself asked for, or a person has to mend, still holds.
         """
+        self._hurries = True
         if self.state in (GateState.CLOSED, GateState.OPEN) and not self._asked:
             self._not_before = 0.0
 
@@ -175,15 +194,21 @@ class Gate:
         self._not_before = 0.0
 
     def _jitter(self, exponent: int) -> float:
-        """Full jitter: anything up to a bound that doubles."""
-        return self._random() * min(
-            MAX_BACKOFF, self._backoff * 2.0 ** min(exponent, _MAX_EXPONENT)
-        )
+        """
+        Full jitter: anything up to a bound that doubles.
+
+        Once it has its last value it is a rest: short delays in a long outage help nobody.
+        """
+        bound = self._backoff * 2.0 ** min(exponent, _MAX_EXPONENT)
+        return self._random() * bound if bound < MAX_BACKOFF else self._part_of(MAX_BACKOFF)
 
     def _rest(self, first: float) -> float:
         """A rest between half a bound and the bound, which doubles: never a burst of probes."""
         bound = min(MAX_BACKOFF, first * 2.0 ** min(self._rests, _MAX_EXPONENT))
         self._rests += 1
+        return self._part_of(bound)
+
+    def _part_of(self, bound: float) -> float:
         return bound * (0.5 + 0.5 * self._random())
 
 
@@ -205,3 +230,7 @@ class TokenBucket:
             self._tokens -= 1.0
             return 0.0
         return (1.0 - self._tokens) / self._rate
+
+    def give_back(self) -> None:
+        """Put back a token that was not used."""
+        self._tokens = min(self._capacity, self._tokens + 1.0)

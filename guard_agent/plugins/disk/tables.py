@@ -377,9 +377,7 @@ class Tables:
         if records:
             size = sum([len(record.payload) for record in records])
             _insert(connection, records, size, number, (ident,))
-            connection.execute(
-                "DELETE FROM dead WHERE destination = ? AND id <= ?", (ident, last)
-            )
+            connection.execute("DELETE FROM dead WHERE destination = ? AND id <= ?", (ident, last))
             connection.execute(
                 "UPDATE destination SET buried = buried - ? WHERE id = ?", (len(records), ident)
             )

@@ -116,7 +116,7 @@ class HttpTransport(Transport):
         size = self._envelope.size(batch.size + max(len(batch) - 1, 0))
         if size > self.settings.max_body_bytes:
             # The core keeps to max_batch_bytes, but leases a record that is larger than that alone.
-            return TooLarge(self.max_batch_bytes)
+            return TooLarge(self.max_batch_bytes, asked=False)
         compressed = self._is_worth_compressing(size)
         body = self._envelope.wrap(batch, compressed=compressed)
         room = max(DEFAULT_ANSWER_BYTES, _ANSWER_BYTES_PER_RECORD * len(batch))
@@ -128,7 +128,8 @@ class HttpTransport(Transport):
         if self._encrypts and answer.status in (404, 405):
             return Paused(
                 f"the collector has no place for encrypted batches ({answer.status}), and nothing "
-                "is sent unencrypted instead: check endpoint, or project_encryption_key"
+                "is sent unencrypted instead: check endpoint, or project_encryption_key",
+                stage="encryption",
             )
         return delivery_verdict(answer, batch)
 
