@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
@@ -18,7 +19,7 @@ from guard_agent import (
 )
 from guard_agent.core.delivery.destination import Destination
 from guard_agent.core.delivery.gate import Gate, GateState
-from guard_agent.core.errors import PayloadTooLargeError, PermanentClientError
+from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
 from guard_agent.core.ledger import DestinationBooks
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_context, make_record
@@ -600,3 +601,84 @@ def make_status():
         events_failed=0,
         buffer_size=0,
     )
+
+
+async def test_c08_what_only_the_transport_refuses_says_nothing_about_the_collector(bench):
+    """
+    Nobody was asked: no request is counted, and a pause goes on.
+    """
+    giant = make_record(size=9_000)
+
+    def judge(batch: Batch) -> SendResult:
+        if giant in batch.records:
+            return TooLarge(4_000, asked=False)
+        return Paused("key refused")
+
+    bench = bench(*[judge] * 100)
+    await bench.fill(make_record(size=100))
+    bench.now += await bench.attempt()
+    assert bench.gate.state is GateState.PAUSED
+    await bench.fill(giant)
+    assert await bench.store.lease(bench.name, 1, 1_000, 60), "so that the giant comes next"
+
+    assert await bench.attempt() == 0
+
+    assert bench.books.buried == 1
+    assert bench.gate.state is GateState.PAUSED
+    assert bench.books.requests == 1
+    assert [type(error) for _, error in bench.errors] == [DeliveryError, PayloadTooLargeError]
+
+
+async def test_c08_a_limit_that_was_learned_grows_back_in_time(bench):
+    bench = bench(TooLarge(limit=2_000), max_records=50, max_bytes=32_000)
+    await bench.fill(*records(100, size=800))
+    await bench.run()
+    assert bench.transport.batches[-1].size <= 2_000
+
+    for _ in range(16):
+        bench.now += 300
+        await bench.fill(*records(50, size=800))
+        await bench.run()
+
+    assert max(batch.size for batch in bench.transport.batches[-2:]) == 32_000
+    assert bench.books.delivered == 100 + 16 * 50
+
+
+@pytest.mark.parametrize("kind", ["event", "metric"])
+async def test_on_error_names_the_stages_of_3_x(bench, kind):
+    refused = Paused("no place for it", stage="encryption")
+    bench = bench(Retry("down"), refused, ValueError("defect"), Reject("bad", 422))
+    await bench.fill(make_record(kind=kind))
+    told = []
+    bench.destination._on_error = lambda *what: told.append(what)
+
+    await bench.run()
+
+    about = {"destination": bench.name, "data_type": f"{kind}s", "item_count": 1}
+    assert [(stage, str(error), context) for stage, error, context in told] == [
+        ("transport_send", "down", about),
+        ("encryption", "no place for it", about),
+        (f"flush_{kind}s", "defect", {"destination": bench.name, "batch_size": 1}),
+        ("transport_send", "the collector answered 422: bad", about),
+    ]
+
+
+async def test_c04_a_burst_of_errors_is_waited_out_and_then_everything_goes(bench):
+    """
+    Twenty times 500: four attempts with full jitter, then single records after longer and longer
+    rests, then the backlog in growing batches.
+    """
+    bench = bench(*[Retry("500 Internal Server Error")] * 20)
+    await bench.fill(*records(300))
+    times = []
+    for _ in range(20):
+        times.append(bench.now)
+        bench.now += await bench.attempt()
+    await bench.run()
+
+    waits = [later - before for before, later in pairwise(times)]
+    # `random` is 0.5 here: half of each bound of the backoff, three quarters of each rest.
+    assert waits == [0.5, 1.0, 2.0, 3.75, 7.5, 15.0, 30.0, *[45.0] * 12]
+    assert batch_sizes(bench)[:20] == [300] * 4 + [1] * 16
+    assert batch_sizes(bench)[20:] == [1, 2, 4, 8, 16, 32, 64, 128, 45]
+    await bench.check_books()
