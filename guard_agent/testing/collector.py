@@ -8,6 +8,10 @@ runs in a thread with an event loop of its own, so tests without a loop can use 
         agent = guard_agent(AgentConfig(api_key="test-key-123", endpoint=collector.url))
         ...
         collector.wait_for(lambda c: len(c.events) >= 3)
+        collector.check(agent)
+
+It does everything wrong that it is told to, request by request (`Answer`), keeps a ledger, and
+compares it with the books of the agent (`Collector.check`).
 
 It needs aiohttp: ``pip install guard-agent[testing]``. To read encrypted batches it needs their
 key, and cryptography: ``pip install guard-agent-http[encryption]``.
@@ -18,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hmac
+import inspect
 import json
 import socket
 import threading
@@ -25,16 +30,19 @@ import time
 import zlib
 from base64 import b64decode, urlsafe_b64decode
 from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from aiohttp import web
 
+from guard_agent.testing.faults import SLOW, WORDLESS, Fault, misbehave
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -42,6 +50,8 @@ if TYPE_CHECKING:
 
 Route: TypeAlias = Literal["events", "metrics", "status", "rules"]
 """What a request is about: the last part of its path. Encrypted batches are ``"events"``."""
+
+Result: TypeAlias = Literal["accepted", "retry", "rejected"]
 
 MAX_BODY = 16 * 1024 * 1024
 
@@ -73,18 +83,31 @@ class Answer:
     delay: float = 0.0
     """Seconds between taking the request in and answering it."""
     store: bool | None = None
-    """Whether the records count as accepted. None: if ``status`` is 2xx and not ``disconnect``."""
+    """
+    Whether the records count as accepted. None: if ``status`` is 2xx and the whole answer comes,
+    however slowly.
+    """
     disconnect: bool = False
     """
     Close the connection instead of answering. With ``store=True`` this is the lost
     acknowledgement: the collector has the records, the sender does not know.
+    """
+    fault: Fault | None = None
+    """What goes wrong with the answer; see `guard_agent.testing.faults.Fault`."""
+    pace: float = 0.5
+    """Seconds between two bytes of a slow answer."""
+    results: Sequence[Result] | None = None
+    """
+    What becomes of each record of the batch, in order; records beyond it are accepted. Without a
+    ``body`` the answer says so, and only accepted ones are stored.
     """
 
     @property
     def stores(self) -> bool:
         if self.store is not None:
             return self.store
-        return 200 <= self.status < 300 and not self.disconnect
+        comes = not self.disconnect and (self.fault is None or self.fault in SLOW)
+        return 200 <= self.status < 300 and comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +126,21 @@ class Received:
     """What it is answered with; None when the connection is closed instead."""
     at: float
     """`time.monotonic` when it was complete."""
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The events or metrics in it; none when it is no batch, or an encrypted one."""
+        try:
+            document = json.loads(self.body)
+        except ValueError:
+            return []
+        if not isinstance(document, dict):
+            return []
+        return [*(document.get("events") or []), *(document.get("metrics") or [])]
+
+
+Reply: TypeAlias = Answer | Callable[[Received], Answer]
+"""An answer, or what makes one of the request (whose ``status`` is None then)."""
 
 
 class _RefusedError(Exception):
@@ -154,10 +192,11 @@ class Collector:
         self._requests: list[Received] = []
         self._records: dict[str, list[dict[str, Any]]] = {"events": [], "metrics": []}
         self._statuses: list[dict[str, Any]] = []
-        self._seen: set[str] = set()
+        self._ledger: Counter[str] = Counter()
+        self._keyless = 0
         self._duplicates: list[dict[str, Any]] = []
-        self._script: deque[tuple[Route | None, Answer]] = deque()
-        self._default: dict[Route | None, Answer] = {}
+        self._script: deque[tuple[Route | None, Reply]] = deque()
+        self._default: dict[Route | None, Reply] = {}
         self._rules: tuple[bytes, str] | None = None
         self._rules_version = 0
 
@@ -265,6 +304,49 @@ class Collector:
         with self._changed:
             return list(self._duplicates)
 
+    @property
+    def ledger(self) -> dict[str, int]:
+        """How often each record was accepted, by its ``idempotency_key``; `clear` keeps it."""
+        with self._changed:
+            return dict(self._ledger)
+
+    def check(self, *agents: Any, destination: str | None = None) -> None:
+        """
+        Compare the ledger with the books of all agents that send here.
+
+        The books must be balanced: ``accepted == delivered + dropped + buried + pending``. What
+        counts as delivered must be here, and what is here must be delivered or, when an answer was
+        lost, still be kept by the agent.
+
+        Args:
+            agents: Each is a `guard_agent.SyncGuardAgentHandler`, or an `guard_agent.AgentStatus`:
+                ``collector.check(await agent.get_status())``.
+            destination: Which of their transports sends here; may be left out when each has one.
+
+        Raises:
+            AssertionError: they do not agree; says how.
+        """
+        books: Counter[str] = Counter()
+        for agent in agents:
+            books += _books(agent, destination)
+        with self._changed:
+            stored = len(self._ledger) + self._keyless
+            told = self.summary()
+        kept = books["dropped"] + books["buried"] + books["pending"]
+        said = ", ".join(f"{books[name]} {name}" for name in _BOOKS)
+        if books["accepted"] != books["delivered"] + kept:
+            msg = f"the books are not balanced: {said}"
+        elif books["delivered"] > stored:
+            msg = (
+                f"{books['delivered'] - stored} records count as delivered and are not here: {said}"
+            )
+        elif stored > books["delivered"] + kept:
+            unknown = stored - books["delivered"] - kept
+            msg = f"{unknown} records are here that the agent knows nothing of: {said}"
+        else:
+            return
+        raise AssertionError(f"{msg}; {told}")
+
     def clear(self) -> None:
         """
         Forget what was received; answers and rules stay.
@@ -319,9 +401,16 @@ class Collector:
 
     # --- what goes out ----------------------------------------------------------------------------
 
-    def answer(self, *answers: Answer, only: Route | None = None) -> None:
+    def answer(self, *answers: Reply, only: Route | None = None) -> None:
         """
         Script the answers to the next POSTs, in order; after them the default holds again.
+
+        An answer may be a function of the request, which is called in the thread of the collector
+        and must not wait::
+
+            def judge(request: Received) -> Answer:
+                poison = any(record["reason"] == "poison" for record in request.records)
+                return Answer(422) if poison else Answer()
 
         With ``only`` they wait for requests of that route, ``"rules"`` being the GET. A request
         refused for its key or its encoding uses up no answer.
@@ -329,7 +418,7 @@ class Collector:
         with self._changed:
             self._script.extend((only, answer) for answer in answers)
 
-    def always(self, answer: Answer | None, only: Route | None = None) -> None:
+    def always(self, answer: Reply | None, only: Route | None = None) -> None:
         """
         Set the default answer from now on; None restores ``Answer(200)``.
 
@@ -410,17 +499,22 @@ class Collector:
             wire = body = await self._read(request)
             route = self._check(request)
             body = _inflate(wire, request.headers.get("Content-Encoding"), self._max_body)
+            received = _received(request, body, len(wire))
             with self._changed:
-                answer = self._next_answer(route)
-                if answer.stores and route != "rules":
+                answer = self._next_answer(route, received)
+                document: dict[str, Any] = {}
+                if route != "rules" and (answer.stores or answer.results is not None):
                     inside = self._open(body) if request.path == _ENCRYPTED else body
-                    self._store(route, _parse(route, inside))
-                response = self._respond(request, route, answer)
-                self._note(request, body, len(wire), None if answer.disconnect else response.status)
+                    document = _parse(route, inside)
+                if answer.stores:
+                    self._store(route, document, answer.results or ())
+                response = self._respond(request, route, answer, document)
+                says = not answer.disconnect and answer.fault not in WORDLESS
+                self._note(replace(received, status=response.status if says else None))
         except _RefusedError as refused:
             answer = refused.answer
             response = _response(answer)
-            self._note(request, body, len(wire), answer.status)
+            self._note(replace(_received(request, body, len(wire)), status=answer.status))
         except ConnectionError:  # the sender, or stop(), closed it before the body was complete
             return self._close(request)
 
@@ -428,7 +522,11 @@ class Collector:
             return self._close(request)
         if answer.disconnect:
             return self._close(request)
-        return response
+        if answer.fault is None:
+            return response
+        with suppress(ConnectionError):  # the sender has given up
+            await misbehave(request, response, answer.fault, answer.pace, self._is_stopped_within)
+        return self._close(request)
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         chunks = bytearray()
@@ -485,29 +583,52 @@ class Collector:
                 return inside
         raise _RefusedError(403, "no key opens this batch")
 
-    def _next_answer(self, route: Route) -> Answer:
-        for position, (only, answer) in enumerate(self._script):
+    def _next_answer(self, route: Route, received: Received) -> Answer:
+        reply = self._next_reply(route)
+        return reply if isinstance(reply, Answer) else reply(received)
+
+    def _next_reply(self, route: Route) -> Reply:
+        for position, (only, reply) in enumerate(self._script):
             if only == route or (only is None and route != "rules"):
                 del self._script[position]
-                return answer
+                return reply
         general = None if route == "rules" else self._default.get(None)
         return self._default.get(route) or general or Answer()
 
-    def _store(self, route: Route, document: dict[str, Any]) -> None:
+    def _store(self, route: Route, document: dict[str, Any], results: Sequence[Result]) -> None:
+        if route == "rules":
+            return
         if route == "status":
             self._statuses.append(document)
             return
+        position = 0
         for name, records in self._records.items():
             for record in document.get(name) or []:
-                key = record.get("idempotency_key")
-                if key is not None and key in self._seen:
-                    self._duplicates.append(record)
+                taken = position >= len(results) or results[position] == "accepted"
+                position += 1
+                if not taken:
                     continue
-                if key is not None:
-                    self._seen.add(key)
+                key = record.get("idempotency_key")
+                if key is None:
+                    self._keyless += 1
+                else:
+                    self._ledger[key] += 1
+                    if self._ledger[key] > 1:
+                        self._duplicates.append(record)
+                        continue
                 records.append(record)
 
-    def _respond(self, request: web.BaseRequest, route: Route, answer: Answer) -> web.Response:
+    def _respond(
+        self, request: web.BaseRequest, route: Route, answer: Answer, document: dict[str, Any]
+    ) -> web.Response:
+        if answer.results is not None and answer.body is None:
+            count = sum(len(document.get(name) or []) for name in self._records)
+            words = [*answer.results[:count], *["accepted"] * (count - len(answer.results))]
+            said = {
+                "success": all(word == "accepted" for word in words),
+                "results": [{"index": at, "status": word} for at, word in enumerate(words)],
+            }
+            return _response(replace(answer, body=said))
         if route != "rules" or answer.body is not None or answer.status != 200:
             return _response(answer)
         if self._rules is None:
@@ -518,18 +639,7 @@ class Collector:
             return web.Response(status=304, headers=headers)
         return web.Response(body=body, headers={"Content-Type": "application/json", **headers})
 
-    def _note(
-        self, request: web.BaseRequest, body: bytes, wire_size: int, status: int | None
-    ) -> None:
-        received = Received(
-            method=request.method,
-            path=request.path,
-            headers={name.lower(): value for name, value in request.headers.items()},
-            body=body,
-            wire_size=wire_size,
-            status=status,
-            at=time.monotonic(),
-        )
+    def _note(self, received: Received) -> None:
         with self._changed:
             self._requests.append(received)
             self._changed.notify_all()
@@ -548,6 +658,41 @@ class Collector:
         if request.transport is not None:
             request.transport.close()
         return web.Response()
+
+
+_BOOKS = ("accepted", "delivered", "dropped", "buried", "pending")
+
+
+def _books(agent: Any, destination: str | None) -> Counter[str]:
+    """The books of one destination, with one number for everything that was dropped."""
+    found = agent.get_status() if hasattr(agent, "get_status") else agent
+    if inspect.iscoroutine(found):
+        found.close()
+        msg = "get_status() of this handler has to be awaited: check(await agent.get_status())"
+        raise TypeError(msg)
+    known: dict[str, Any] = found.destinations
+    if destination is None and len(known) != 1:
+        msg = f"name the destination that sends here, one of: {', '.join(known)}"
+        raise ValueError(msg)
+    books = known[next(iter(known)) if destination is None else destination]
+    return Counter(
+        {
+            **{name: books[name] for name in _BOOKS if name != "dropped"},
+            "dropped": sum(books["dropped"].values()),
+        }
+    )
+
+
+def _received(request: web.BaseRequest, body: bytes, wire_size: int) -> Received:
+    return Received(
+        method=request.method,
+        path=request.path,
+        headers={name.lower(): value for name, value in request.headers.items()},
+        body=body,
+        wire_size=wire_size,
+        status=None,
+        at=time.monotonic(),
+    )
 
 
 def _counts(names: Iterable[str]) -> str:

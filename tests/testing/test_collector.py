@@ -10,12 +10,13 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer, Collector, Received
 
 pytest_plugins = ["pytester"]
 
@@ -571,3 +572,211 @@ def test_what_is_inside_is_judged_like_a_batch_in_clear(inside, status):
 def test_a_key_that_is_none_is_refused(key):
     with pytest.raises(ValueError, match="32 bytes"):
         Collector(encryption_keys=key)
+
+
+# --- answers that depend on the request -----------------------------------------------------------
+
+
+def test_an_answer_can_be_made_of_the_request(collector):
+    seen: list[Received] = []
+
+    def judge(request: Received) -> Answer:
+        seen.append(request)
+        poison = any(record["event_type"] == "poison" for record in request.records)
+        return Answer(422) if poison else Answer()
+
+    collector.always(judge)
+
+    assert post(collector, event("a"), event("b", event_type="poison")).status_code == 422
+    assert post(collector, event("a")).status_code == 200
+    assert [request.status for request in seen] == [None, None]
+    assert [request.status for request in collector.requests] == [422, 200]
+    assert collector.ledger == {"a": 1}
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b"{", b'{"events": null}', b"\xff"])
+def test_a_request_that_is_no_batch_has_no_records(collector, body):
+    collector.always(lambda request: Answer(400 + len(request.records)))
+
+    headers = {"Content-Type": "application/json"}
+    assert post(collector, json=None, content=body, headers=headers).status_code == 400
+
+
+def test_records_can_have_a_result_each(collector):
+    collector.answer(Answer(207, results=["accepted", "retry", "rejected"]))
+
+    response = post(collector, *(event(key) for key in "abcd"))
+
+    assert response.status_code == 207
+    assert response.json() == {
+        "success": False,
+        "results": [
+            {"index": 0, "status": "accepted"},
+            {"index": 1, "status": "retry"},
+            {"index": 2, "status": "rejected"},
+            {"index": 3, "status": "accepted"},
+        ],
+    }
+    assert collector.ledger == {"a": 1, "d": 1}
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def raw_post(collector: Collector, *events: dict[str, Any]):
+    """A connection over which a batch was sent."""
+    body = json.dumps({"events": events}).encode()
+    address = ("127.0.0.1", int(collector.url.rpartition(":")[2]))
+    with socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(
+            b"POST /api/v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
+        yield connection
+
+
+def test_a_connection_can_be_reset(collector):
+    collector.answer(Answer(fault="reset"))
+
+    with raw_post(collector, event()) as connection, pytest.raises(ConnectionResetError):
+        connection.recv(1)
+    assert [request.status for request in collector.requests] == [None]
+    assert collector.ledger == {}
+
+
+def test_an_answer_can_stay_away_while_the_connection_is_open(collector):
+    collector.answer(Answer(fault="silent", store=True))
+
+    with raw_post(collector, event()) as connection:
+        collector.wait_for(lambda c: c.requests)
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        collector.stop()
+        connection.settimeout(10)
+        assert connection.recv(1) == b"", "until the collector stops"
+    assert collector.ledger == {"k1": 1}
+
+
+def test_an_answer_can_break_off(collector):
+    collector.answer(Answer(fault="truncated"))
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        post(collector, event())
+    assert collector.ledger == {}
+
+
+@pytest.mark.parametrize("fault", ["slow_head", "slow_body"])
+def test_a_slow_answer_comes_byte_by_byte_and_completely(collector, fault):
+    collector.answer(Answer(fault=fault, pace=0.002))
+
+    response = post(collector, event())
+
+    assert (response.status_code, response.json()) == (200, {"success": True})
+    assert collector.ledger == {"k1": 1}
+
+
+@pytest.mark.parametrize("fault", ["slow_head", "slow_body", "silent", "endless"])
+def test_stop_does_not_wait_for_what_never_ends(fault):
+    collector = Collector().start()
+    collector.answer(Answer(fault=fault, pace=60))
+
+    with raw_post(collector, event()):
+        collector.wait_for(lambda c: c.requests)
+        collector.stop()
+
+
+@pytest.mark.parametrize("fault", ["endless", "huge"])
+def test_a_body_can_be_larger_than_anybody_wants(collector, fault):
+    collector.answer(Answer(fault=fault))
+
+    with (
+        httpx.Client(trust_env=False, verify=False) as client,
+        client.stream(
+            "POST", f"{collector.url}/api/v1/events", json={"events": [event()]}
+        ) as response,
+    ):
+        promised = response.headers.get("Content-Length")
+        size = 0
+        for block in response.iter_raw():
+            size += len(block)
+            if size > 1024 * 1024:
+                break
+
+    assert promised == (str(100 * 1024 * 1024) if fault == "huge" else None)
+    assert collector.ledger == {}
+
+
+def test_a_small_body_can_become_a_large_one(collector):
+    collector.answer(Answer(fault="bomb"))
+
+    with raw_post(collector, event()) as connection:
+        received = http.client.HTTPResponse(connection)
+        received.begin()
+        body = received.read()
+
+    assert received.getheader("Content-Encoding") == "gzip"
+    assert len(body) < 200_000
+    assert len(gzip.decompress(body)) > 100 * 1024 * 1024
+
+
+# --- the oracle -----------------------------------------------------------------------------------
+
+
+def books(**numbers: int) -> SimpleNamespace:
+    """A status with the books of one destination."""
+    defaults = {"accepted": 0, "delivered": 0, "buried": 0, "pending": 0}
+    return SimpleNamespace(destinations={"http": {**defaults, "dropped": {}, **numbers}})
+
+
+def test_books_that_agree_are_passed(collector):
+    post(collector, event("a"), event("b"))
+    post(collector, event("b"))
+    post(collector, {"event_type": "without a key"})
+
+    collector.check(books(accepted=3, delivered=3))
+    collector.check(books(accepted=1, delivered=1), books(accepted=2, delivered=2))
+    # As when an answer was lost.
+    collector.check(books(accepted=5, delivered=1, dropped={"overflow": 2}, buried=1, pending=1))
+    collector.clear()
+    collector.check(books(accepted=3, delivered=3))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "complaint"),
+    [
+        ({"accepted": 4, "delivered": 3}, "not balanced: 4 accepted, 3 delivered"),
+        ({"accepted": 2, "delivered": 3}, "not balanced"),
+        ({"accepted": 4, "delivered": 4}, "1 records count as delivered and are not here"),
+        ({"accepted": 2, "delivered": 2}, "1 records are here that the agent knows nothing of"),
+        ({"accepted": 2, "pending": 2}, "1 records are here that the agent knows nothing of"),
+    ],
+)
+def test_books_that_do_not_agree_are_not(collector, numbers, complaint):
+    post(collector, event("a"), event("b"), event("c"))
+
+    with pytest.raises(AssertionError, match=complaint) as caught:
+        collector.check(books(**numbers))
+    assert "received: 3 events" in str(caught.value)
+
+
+def test_of_several_destinations_one_has_to_be_named(collector):
+    status = books(accepted=1, pending=1)
+    status.destinations["jsonl"] = {**status.destinations["http"], "accepted": 2}
+
+    collector.check(status, destination="http")
+    with pytest.raises(AssertionError):
+        collector.check(status, destination="jsonl")
+    with pytest.raises(ValueError, match="one of: http, jsonl"):
+        collector.check(status)
+
+
+async def test_a_handler_that_has_to_be_awaited_is_told_apart(collector):
+    class Handler:
+        async def get_status(self) -> SimpleNamespace:
+            return books()
+
+    with pytest.raises(TypeError, match="await"):
+        collector.check(Handler())
+    collector.check(await Handler().get_status())
