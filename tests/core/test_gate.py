@@ -509,3 +509,24 @@ def test_what_was_not_used_is_given_back():
 
     assert gate.state is GateState.OPEN, "nobody was asked, so nothing is known"
     assert gate.acquire(now) == 0
+
+
+@pytest.mark.parametrize("result", [DOWN, BUSY, REFUSED, Retry("busy", 9.0, throttled=True)])
+@pytest.mark.parametrize("answer", [Gate.succeeded, Gate.answered])
+def test_c05_an_answer_to_what_was_asked_before_does_not_end_the_rest(result, answer):
+    """
+    Two destinations ask one collector at the same time; the first is told to wait.
+    """
+    gate = make_gate(threshold=1)
+    gate.acquire(0.0)
+    gate.acquire(0.0)
+    gate.failed(result, 0.0)
+    state, delay = gate.state, gate.delay(0.0)
+
+    answer(gate)
+
+    assert (gate.state, gate.delay(0.0)) == (state, delay)
+    assert delay > 0
+    assert gate.acquire(delay) == 0
+    answer(gate)
+    assert gate.state is GateState.CLOSED

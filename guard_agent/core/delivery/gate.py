@@ -115,6 +115,8 @@ class Gate:
 
         After an outage the batches double in size, with a pause between them when ``now`` is given.
         """
+        if self._is_late:
+            return False
         news = self.state is not GateState.CLOSED or self._failures > 0
         if self.state in (GateState.HALF_OPEN, GateState.PAUSED):
             self._ramp = _PROBE_RECORDS
@@ -129,7 +131,8 @@ class Gate:
 
     def answered(self) -> None:
         """The collector refused the content, so it is there; nothing about the gate changes."""
-        self._reset()
+        if not self._is_late:
+            self._reset()
 
     def cancelled(self) -> None:
         """The request was never finished; its result is not known."""
@@ -183,6 +186,12 @@ class Gate:
         self._hurries = True
         if self.state in (GateState.CLOSED, GateState.OPEN) and not self._asked:
             self._not_before = 0.0
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether what was answered was asked before the trouble: it says nothing about that."""
+        resting = self.state in (GateState.OPEN, GateState.PAUSED, GateState.THROTTLED)
+        return resting and not self._probing
 
     def _reset(self) -> None:
         self.state = GateState.CLOSED
