@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from aiohttp import web
 
-from guard_agent.testing.faults import SLOW, WORDLESS, Fault, misbehave
+from guard_agent.testing.faults import FLOODS, SLOW, WORDLESS, Fault, misbehave
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -629,7 +629,8 @@ class Collector:
                 "results": [{"index": at, "status": word} for at, word in enumerate(words)],
             }
             return _response(replace(answer, body=said))
-        if route != "rules" or answer.body is not None or answer.status != 200:
+        own = answer.body is not None or answer.status != 200 or answer.fault in FLOODS
+        if route != "rules" or own:
             return _response(answer)
         if self._rules is None:
             return web.Response(status=204, headers=answer.headers)

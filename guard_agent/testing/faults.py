@@ -30,6 +30,8 @@ Fault: TypeAlias = Literal[
 
 SLOW: tuple[Fault, ...] = ("slow_head", "slow_body")
 """With these the whole answer comes, for who waits long enough."""
+FLOODS: tuple[Fault, ...] = ("endless", "huge", "bomb")
+"""With these the body is none of the collector's."""
 WORDLESS: tuple[Fault, ...] = ("reset", "silent")
 """With these the sender does not learn even the status."""
 

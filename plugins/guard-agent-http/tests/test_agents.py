@@ -291,19 +291,20 @@ def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
-rules = sys.argv[2] == "rules"
 agent = guard_agent(AgentConfig(
-    api_key="k" * 12, project_id="shop", endpoint=sys.argv[1], rules=["polling"] if rules else [],
+    api_key="k" * 12, endpoint=sys.argv[1], rules=["polling"],
     timeout=2, retry_attempts=100, backoff_factor=0.001, buffer_size=1,
-    plugins={"polling": {"interval": 0.01}} if rules else {},
 ))
 agent.send_event(make_event())
 agent.flush_buffer()  # brings in what every request needs
 print("ready", flush=True)
-sys.stdin.readline()
+what = sys.stdin.readline().strip()
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
-agent.send_event(make_event())
+if what == "rules":
+    agent.get_dynamic_rules()
+else:
+    agent.send_event(make_event())
 print("sent", flush=True)
 sys.stdin.readline()
 print(memory("VmHWM") - before, flush=True)
@@ -311,28 +312,51 @@ agent.stop()
 """
 
 
+@pytest.fixture
+def hostile(collector, tmp_path):
+    """KiB of memory that an agent needs more while ``faults`` answer, until ``done``."""
+
+    def hostile(what, faults, done):
+        environment = {**os.environ, "HOME": str(tmp_path), "GUARD_AGENT_STATE_DIR": str(tmp_path)}
+        with subprocess.Popen(
+            [sys.executable, "-c", HOSTILE, collector.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+        ) as process:
+            try:
+                assert process.stdout.readline() == "ready\n"
+                collector.answer(*faults, only=what)
+                process.stdin.write(f"{what}\n")
+                process.stdin.flush()
+                assert process.stdout.readline() == "sent\n"
+                collector.wait_for(done, timeout=60)
+                used, _ = process.communicate("\n", timeout=60)
+            finally:
+                process.kill()
+        return int(used)
+
+    return hostile
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
 @pytest.mark.parametrize("fault", ["bomb", "huge", "endless"])
-def test_c19_a_hostile_collector_costs_an_agent_little_memory(collector, tmp_path, fault):
+def test_c19_a_hostile_collector_costs_an_agent_little_memory(collector, hostile, fault):
     """
     At most 4 MiB, however often it tries. (How much is read, and for how long, is in test_client.)
     """
-    environment = {**os.environ, "HOME": str(tmp_path), "GUARD_AGENT_STATE_DIR": str(tmp_path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", HOSTILE, collector.url, "events"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-    ) as process:
-        assert process.stdout.readline() == "ready\n"
-        collector.answer(*[Answer(fault=fault)] * 3)
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "sent\n"
-        collector.wait_for(lambda c: len(c.events) == 2, timeout=60)
-        used, _ = process.communicate("\n", timeout=60)
+    used = hostile("events", [Answer(fault=fault)] * 3, lambda c: len(c.events) == 2)
 
     assert [request.status for request in posts(collector)] == [200] * 5
-    assert int(used) <= 4 * 1024  # KiB
+    assert used <= 4 * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
+@pytest.mark.parametrize("fault", ["bomb", "huge", "endless"])
+def test_c19_hostile_rules_cost_an_agent_what_rules_may_have(collector, hostile, fault):
+    """Of rules 8 MiB are read, and are in memory twice for a moment."""
+    used = hostile("rules", [Answer(fault=fault)] * 2, lambda c: len(posts(c, "rules")) == 3)
+
+    assert used <= 24 * 1024
