@@ -56,6 +56,10 @@ class Durable(MemoryStore):
         self._check()
         return await super().bury(lease, ids, reason)
 
+    async def replay(self, destination, limit):
+        self._check()
+        return await super().replay(destination, limit)
+
     async def release_expired(self):
         self._check()
         return await super().release_expired()
@@ -334,3 +338,33 @@ async def test_depths_are_right_without_having_been_asked_for_before_the_outage(
     await bench.append(1)
     assert (await bench.lanes.stats())["one"].pending == 4
     assert bench.lanes.is_exact
+
+
+async def test_dead_letters_of_both_lanes_are_replayed_and_stay_while_the_store_is_away():
+    durable = Durable()
+    now = 0.0
+    memory = MemoryStore(MemoryStore.Settings(), make_context(destinations=("one",)))
+    lanes = Lanes(memory, durable, clock=lambda: now)
+    await lanes.open()
+    for away in (False, True):
+        durable.away = away
+        await lanes.append([make_record()], evict=True)
+        lease = await lanes.lease("one", 10, 1 << 20, 60)
+        await lanes.bury(lease, list(lease.entries), "refused")
+    now = 100.0
+
+    durable.away = False
+    await lanes.release_expired()
+    durable.away = True
+    with pytest.raises(ConnectionError):
+        await lanes.replay("one", 10)
+    assert len(await memory.dead_letters("one")) == 1
+
+    durable.away = False
+    now = 200.0
+    await lanes.release_expired()
+    assert await lanes.replay("one", 1) == 1
+    assert await lanes.replay("one", 10) == 1
+    assert await lanes.replay("one", 10) == 0
+    assert (await lanes.stats())["one"].ready == 2
+    await lanes.close()

@@ -119,6 +119,26 @@ async def test_the_journal_says_what_is_not_delivered_yet(host):
     assert await host.call("keys", f"{OWNERS}:*") == []
 
 
+async def test_a_replayed_dead_letter_is_in_the_journal_again(host):
+    store = make(host)
+    await store.open()
+    records = [make_record() for _ in range(3)]
+    await store.append(records, evict=True)
+    lease = await store.lease("one", 2, BIG, 60)
+    assert lease is not None
+    await store.bury(lease, list(lease.entries), "refused")
+    assert await journal(host) == [records[2].id]
+
+    assert await store.replay("one", 10) == 2
+
+    assert sorted(await journal(host)) == sorted(record.id for record in records)
+    lease = await store.lease("one", 10, BIG, 60)
+    assert lease is not None
+    await store.ack(lease, list(lease.entries))
+    assert await host.call("keys", f"{JOURNAL}:*") == []
+    await store.close()
+
+
 async def test_records_that_were_evicted_leave_the_journal(host):
     store = make(host, max_buffer_records=3)
     await store.open()

@@ -568,6 +568,29 @@ async def test_r09_junk_with_a_huge_id_does_not_stop_what_follows(server, kit):
         assert await kit.drain(store) == [f"record-{n}" for n in range(1, 6)]
 
 
+async def test_r09_junk_is_never_sent_again(server, kit):
+    """It stays among the dead letters, in its place."""
+    async with kit.opened(server.url) as store:
+        stream = f"{store._base}records:{CHANGE}"
+        await store.append(make_records(2), evict=True)
+        server.command("XADD", stream, "*", "x", "y")
+        await store.append([make_record(3)], evict=True)
+        lease = await kit.lease(store, amount=2)
+        await store.bury(lease, list(lease.entries), "refused")
+        lease = await kit.lease(store)
+        await store.bury(lease, list(lease.entries), "refused")
+        assert (await store.stats())["one"].buried == 4
+
+        assert await store.replay("one", 10) == 3
+
+        stats = (await store.stats())["one"]
+        assert (stats.ready, stats.buried) == (3, 1)
+        (letter,) = await store.dead_letters("one")
+        assert b"junk" in letter.record.payload
+        assert await store.replay("one", 10) == 0
+        assert await kit.drain(store) == [f"record-{n}" for n in (1, 2, 3)]
+
+
 async def test_evicted_junk_does_not_count(server, kit):
     async with kit.opened(server.url, max_records=3) as store:
         server.command("XADD", f"{store._base}records:0", "*", "x", "y")
