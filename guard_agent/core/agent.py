@@ -214,7 +214,7 @@ class _Run:
         record = self.pipeline.encode(kind, source)
         if isinstance(record, Record):
             return self.ring.put(record, evict=False)
-        self.ring.drop(record)
+        self.ring.drop(record, kind)
         return True
 
     async def flush_to_store(self) -> bool:
@@ -352,7 +352,7 @@ class Agent:
             run = self._current()
         inside = run.inside
         if getattr(inside, "agent", False):
-            run.ring.drop(DropReason.INTERNAL)
+            run.ring.drop(DropReason.INTERNAL, kind)
             return None
         inside.agent = True
         try:
@@ -360,7 +360,7 @@ class Agent:
         finally:
             inside.agent = False
         if not isinstance(record, Record):
-            run.ring.drop(record)
+            run.ring.drop(record, kind)
             return None
         if run.ring.put(record, evict=self._evict):
             if run.start_again_at is not None and time.monotonic() >= run.start_again_at:
@@ -368,7 +368,7 @@ class Agent:
             return None
         if self.config.buffer_overflow_policy == "block":
             return record
-        run.ring.drop(DropReason.OVERFLOW)
+        run.ring.drop(DropReason.OVERFLOW, kind)
         msg = (
             f"the buffer holds {len(run.ring)} records and {run.ring.bytes} bytes, and "
             "buffer_overflow_policy is 'raise'"
@@ -381,7 +381,7 @@ class Agent:
         deadline = time.monotonic() + (self.config.block_timeout if wait else 0)
         while not run.ring.put(record, evict=False):
             if (left := deadline - time.monotonic()) <= 0:
-                run.ring.drop(DropReason.OVERFLOW)
+                run.ring.drop(DropReason.OVERFLOW, record.kind)
                 return
             run.ring.wait_for_room(left)
 
@@ -393,7 +393,7 @@ class Agent:
         try:
             while not run.ring.put(record, evict=False):
                 if (left := deadline - time.monotonic()) <= 0:
-                    run.ring.drop(DropReason.OVERFLOW)
+                    run.ring.drop(DropReason.OVERFLOW, record.kind)
                     return
                 room = asyncio.Event()
                 run.ring.call_when_room(partial(loop.call_soon_threadsafe, room.set))
@@ -401,7 +401,7 @@ class Agent:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(room.wait(), min(left, 0.05))
         except asyncio.CancelledError:
-            run.ring.drop(DropReason.OVERFLOW)
+            run.ring.drop(DropReason.OVERFLOW, record.kind)
             raise
 
     # --- lifecycle --------------------------------------------------------------------------------
@@ -511,13 +511,17 @@ class Agent:
         gates = [destination.gate for destination in run.destinations.values()]
         fetched = sum(keeper.fetched for keeper in run.keepers)
         updates = [keeper.last_update for keeper in run.keepers if keeper.last_update]
+        ledger = run.ledger
+        dropped = sum(ledger.dropped.values()) + sum(primary.dropped.values()) + primary.buried
+        sent_metrics = primary.delivered - primary.delivered_events
+        failures = max((gate.failures for gate in gates), default=0)
         return {
             "running": self.running,
             "uptime": status.uptime,
             "events_sent": primary.delivered_events,
-            "metrics_sent": primary.delivered - primary.delivered_events,
-            "events_failed": status.events_failed,
-            "metrics_failed": 0,
+            "metrics_sent": sent_metrics,
+            "events_failed": dropped - ledger.dropped_metrics,
+            "metrics_failed": ledger.dropped_metrics,
             "rules_fetched": fetched,
             "buffer_stats": {
                 "level": run.worker.level.value,
@@ -525,16 +529,32 @@ class Agent:
                 "waiting": len(run.ring),
                 "bytes": run.ring.bytes,
                 "last_flush_time": status.last_flush,
+                # As 3.x named them. A store does not tell which kind it gave up: that counts as
+                # events.
+                "events_buffered": ledger.accepted - ledger.accepted_metrics,
+                "metrics_buffered": ledger.accepted_metrics,
+                "events_flushed": primary.delivered_events,
+                "metrics_flushed": sent_metrics,
+                "events_dropped": dropped - ledger.dropped_metrics,
+                "metrics_dropped": ledger.dropped_metrics,
+                "current_event_buffer_size": max(status.buffer_size - run.ring.metrics, 0),
+                "current_metric_buffer_size": run.ring.metrics,
+                "redis_persist_failures": run.lanes.failures,
+                "durability_degraded": run.lanes.trouble is not None,
+                "auto_flush_running": self.running,
             },
             "transport_stats": {
                 "requests_sent": sum(b.requests - b.failures for b in books),
                 "requests_failed": sum(b.failures for b in books),
+                "bytes_sent": sum(b.delivered_bytes for b in books),
                 "circuit_breaker_state": _worst(gates).upper(),
+                "failure_count": failures,
+                "session_closed": not self.running,
             },
             "cached_rules": any(keeper.current is not None for keeper in run.keepers),
             "rules_last_update": max(updates, default=0.0),
             "loop_failures": {
-                "flush": max((gate.failures for gate in gates), default=0),
+                "flush": failures,
                 "status": 0 if run.worker.last_report_ok is not False else 1,
                 "rules": sum(1 for keeper in run.keepers if keeper.last_error),
             },

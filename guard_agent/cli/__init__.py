@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,40 @@ def plan(path: Path | None) -> None:
     if note:
         click.echo(note)
     click.echo(f"\n{text}")
+
+
+@main.command()
+@_config_option
+@click.option("--offline", is_flag=True, help="Look at the configuration only; connect to nothing.")
+@click.option("--json", "as_json", is_flag=True, help="For a program to read.")
+def check(path: Path | None, offline: bool, as_json: bool) -> None:
+    """
+    Check the configuration, then whether the store opens and every destination accepts.
+
+    Exits with 0, with 78 when the configuration is wrong, with 1 when something does not work.
+    """
+    from guard_agent.cli.check import Finding, check
+    from guard_agent.core.assembly.composition import compose
+    from guard_agent.core.assembly.configfile import find_file
+
+    source = str(find_file(path) or "defaults, no file found")
+    try:
+        config, note = _load(path)
+        plan = compose(config)
+    except GuardAgentError as error:
+        findings, code = [Finding("configuration", "failed", str(error))], EX_CONFIG
+    else:
+        verdict = "note" if note else "ok"
+        findings = [Finding("configuration", verdict, f"{source}{note and f': {note}'}")]
+        findings += [Finding("composition", "note", str(problem)) for problem in plan.problems]
+        findings += check(plan, connect=not offline and not note)
+        code = 1 if any(finding.verdict == "failed" for finding in findings) else 0
+    if as_json:
+        click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        for line in _aligned([(f.verdict, f.about, f.text) for f in findings]):
+            click.echo(line)
+    raise SystemExit(code)
 
 
 def _load(path: Path | None) -> tuple[AgentConfig, str]:
