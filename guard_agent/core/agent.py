@@ -354,6 +354,11 @@ class Agent:
         if getattr(inside, "agent", False):
             run.ring.drop(DropReason.INTERNAL, kind)
             return None
+        if run.stopped is not None:
+            # Nothing compiled is entered any more: a daemon thread that records until the very end
+            # of the interpreter would be torn out of it, which aborts the process.
+            run.ring.drop(DropReason.STOPPED, kind)
+            return None
         inside.agent = True
         try:
             record = run.pipeline.encode(kind, source)
@@ -622,7 +627,7 @@ class Agent:
     def _at_exit(self) -> Callable[[], None] | None:
         """Begin to stop; returns what waits for it."""
         run = self._run
-        if run is None or not run.started:
+        if run is None or not (run.started or (len(run.ring) and run.ensure_started())):
             return None
         return partial(_wait, self.stop(), self.config.stop_timeout + STOP_SLACK)
 

@@ -190,13 +190,12 @@ class AgentConfig(BaseModel):
         """
         What tells the records of this project from others in a store that several may share.
 
-        The project; when it is not set, a digest of the collector and the key, because the records
-        of one owner must never leave with the key of another.
+        The project; when it is not set, a digest of the key, because the records of one owner must
+        never leave with the key of another. What waits under a key stays there when it changes.
         """
         if self.project_id:
             return self.project_id
-        owner = f"{self.endpoint}\0{self.api_key}".encode()
-        return f"key-{blake2b(owner, digest_size=8).hexdigest()}"
+        return f"key-{blake2b(self.api_key.encode(), digest_size=8).hexdigest()}"
 
     @field_validator("api_key")
     @classmethod

@@ -312,5 +312,5 @@ def test_records_of_different_owners_never_share_a_store():
     assert one.project_key == AgentConfig(api_key=key).project_key
     assert key not in one.project_key
     assert one.project_key != AgentConfig(api_key="other-key-0123").project_key
-    assert one.project_key != AgentConfig(api_key=key, endpoint="https://c.example").project_key
+    assert one.project_key == AgentConfig(api_key=key, endpoint="https://c.example").project_key
     assert AgentConfig(api_key=key, project_id="shop").project_key == "shop"
