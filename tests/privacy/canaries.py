@@ -13,7 +13,7 @@ import random
 import re
 import string
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from guard_agent import SecurityEvent, SecurityMetric, get_current_timestamp
 
@@ -28,9 +28,9 @@ _BASIC_USER = "cnryuser:"  # nine bytes, so its Base64 is the same whatever foll
 _FORMS = re.compile(
     rb"cnry"
     rb"|Y25yeXVzZXI6"  # the user of basic credentials
-    rb"|Q25yeU"  # the mark in the payload of a web token
-    rb"|(?<![0-9])4929(?:[ \-]|%20|\+)?77[0-9]{2}(?:[ \-]|%20|\+)?[0-9]{4}(?:[ \-]|%20|\+)?[0-9]{4}"
-    rb"|(?<![0-9])8008[0-9]{8}(?![0-9])",  # a secret that is a number
+    rb"|Q25yeVVu"  # the mark in the payload of a web token
+    rb"|(?<![0-9])4929[ \-+]?77[0-9]{2}[ \-+]?[0-9]{4}[ \-+]?[0-9]{4}"
+    rb"|(?<![0-9])8008[0-9]{4,8}",  # a secret that is a number
     re.IGNORECASE,
 )
 
@@ -60,8 +60,10 @@ def leaks(data: bytes | str) -> list[str]:
     """What is left of planted secrets, with some text around each."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     return [
-        raw[max(0, found.start() - 60) : found.end() + 30].decode("utf-8", "replace")
-        for found in _FORMS.finditer(raw)
+        form[max(0, found.start() - 60) : found.end() + 30].decode("utf-8", "replace")
+        # The digits of "%20" would hide a number behind them.
+        for form in ((raw, unquote_to_bytes(raw)) if b"%" in raw else (raw,))
+        for found in _FORMS.finditer(form)
     ]
 
 
@@ -243,7 +245,8 @@ def _web_token(g: Generator) -> Any:
 
 def _aws_key(g: Generator) -> Any:
     key = f"{g.choice(['AKIA', 'ASIA'])}CNRY{g.letters(12, 12).upper()}"
-    return g.choice([g.around(key), f"{key}:{_MARK}/x", f"aws_secret_access_key = {g.word()}", key])
+    secret = f"{g.letters(8, 8)}/{_MARK}+{g.letters(26, 26)}"
+    return g.choice([g.around(key), f"{key}:{secret}", f"aws_secret_access_key = {g.word()}"])
 
 
 def _key_block(g: Generator) -> Any:

@@ -9,6 +9,7 @@ goes beyond is replaced by `NOT_INSPECTED`, never passed.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -17,7 +18,6 @@ from guard_agent_redaction.pairs import PairRedactor, redact_bare_cookies
 from guard_agent_redaction.shapes import REDACTED, is_card_number, redact_shapes
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Sequence
 
     from guard_agent import Fields
@@ -38,6 +38,7 @@ _MOST_ROUNDS = 5
 _SMALLEST_CARD = 10**12
 _LARGEST_CARD = 10**19
 _JSON_STARTS = frozenset('{["')
+_ESCAPE = re.compile(r"\\{1,32}(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2}))")
 _NAME_KEYS = ("name", "key", "header", "field", "Name", "Key")
 
 _MEMO_SIZE = 2048
@@ -201,8 +202,8 @@ class Redactor:
             if result is not None:
                 return result
         result = self._plain(text)
-        if "%" in result:
-            decoded = unquote(result)
+        if "%" in result or "\\u" in result or "\\x" in result:
+            decoded = _decode(result)
             if decoded != result:
                 if level >= MAX_LEVELS:
                     return NOT_INSPECTED
@@ -247,6 +248,18 @@ def _conceal(value: Any, verdict: int) -> Any:
     if verdict == COUNTABLE and isinstance(value, (int, float)):
         return value
     return REDACTED
+
+
+def _decode(text: str) -> str:
+    """``text`` without percent encoding and without escapes for characters, as of JSON."""
+    if "\\" in text:
+        text = _ESCAPE.sub(_character, text)
+    return unquote(text) if "%" in text else text
+
+
+def _character(match: re.Match[str]) -> str:
+    code = int(match[1] or match[2], 16)
+    return match[0] if 0xD800 <= code < 0xE000 else chr(code)
 
 
 class _BeyondBudgetError(Exception):

@@ -20,10 +20,18 @@ _PRIVATE_KEY = re.compile(
     r".*?(?:-----END[A-Z0-9 ]{0,40}PRIVATE KEY[^-]{0,20}-----|\Z)",
     re.DOTALL,
 )
-_USERINFO = re.compile(r"//[^\s/?#\"'<>\\]*@")
-_SCHEME = re.compile(r"\b(bearer|basic)((?:\s|\+|%20|:){1,8})([a-z0-9._~+/=\-]+)", re.IGNORECASE)
+# Signs that an address should have had encoded count when a colon shows that this is a password.
+_USERINFO = re.compile(r"//(?:[^\s/?#\"'<>\\]*@|[^\s/\"'<>\\:]*:[^\s/\"'<>\\]*@)")
+_BEARER = re.compile(
+    r"\b(bearer)((?:\s|\+|%20|:){1,8})([a-z0-9._~+/=\-][^\s\"'<>\\,;)]*)", re.IGNORECASE
+)
+_BASIC = re.compile(r"\b(basic)((?:\s|\+|%20|:){1,8})([a-z0-9._~+/=\-]+)", re.IGNORECASE)
 _WEB_TOKEN = re.compile(r"eyJ[A-Za-z0-9_\-+/=]{8,}(?:\.[A-Za-z0-9_\-+/=]*){0,4}")
-_AWS_KEY = re.compile(r"(?:AKIA|ASIA)[A-Z0-9]{16}")
+# Often with the secret key behind it.
+_AWS_KEY = re.compile(
+    r"(?:AKIA|ASIA)[A-Z0-9]{16}"
+    r"(?:(?:[\s:,;|/]|%[237][0AaCcBbFf]){1,4}(?:[A-Za-z0-9/+_\-]|%2[BbFf]){40}(?![A-Za-z0-9/+_\-%]))?"
+)
 _VENDOR_TOKEN = re.compile(
     r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|[rs]k_(?:live|test)_\w{10,}"
     r"|xox[abeoprs]-[\w\-]{10,}|glpat-[\w\-]{10,}|AIza[\w\-]{30,}"
@@ -56,8 +64,10 @@ def redact_shapes(text: str) -> str:
     if "@" in text and "//" in text:
         text = _USERINFO.sub(f"//{REDACTED}@", text)
     lowered = text.lower()
-    if "bearer" in lowered or "basic" in lowered:
-        text = _SCHEME.sub(_without_credential, text)
+    if "bearer" in lowered:
+        text = _BEARER.sub(_without_bearer, text)
+    if "basic" in lowered:
+        text = _BASIC.sub(_without_basic, text)
     if "eyJ" in text:
         text = _WEB_TOKEN.sub(REDACTED, text)
     if "AKIA" in text or "ASIA" in text:
@@ -90,14 +100,17 @@ def is_card_number(digits: str) -> bool:
     return total % 10 == 0
 
 
-def _without_credential(match: re.Match[str]) -> str:
+def _without_bearer(match: re.Match[str]) -> str:
     scheme, gap, credential = match.groups()
-    secret = (
-        credential.rstrip(".").partition("=")[0].lower() not in _PROSE
-        if scheme.lower() == "bearer"
-        else _is_basic(credential)
-    )
-    return f"{scheme}{gap}{REDACTED}" if secret else match[0]
+    bare = credential.rstrip(".:!?]}")
+    if bare.partition("=")[0].lower() in _PROSE:
+        return match[0]
+    return f"{scheme}{gap}{REDACTED}{credential[len(bare) :]}"
+
+
+def _without_basic(match: re.Match[str]) -> str:
+    scheme, gap, credential = match.groups()
+    return f"{scheme}{gap}{REDACTED}" if _is_basic(credential) else match[0]
 
 
 def _is_basic(credential: str) -> bool:
