@@ -42,8 +42,9 @@ _CARD = re.compile(
     r"|3[0-9]{3}([ \-])[0-9]{6}\2[0-9]{4,5})(?![0-9])"
 )
 # Every way to write a card number has four digits in a row; looking for that in bytes takes a
-# tenth of the time of the expression.
+# tenth of the time of the expression, and counting digits spares it for all shorter numbers.
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
+_SHORTEST_CARD = 13
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 # What follows the word in prose: "invalid bearer token", not a credential.
@@ -75,8 +76,10 @@ def redact_shapes(text: str) -> str:
         text = _WEB_TOKEN.sub(REDACTED, text)
     if _may_hold_vendor_token(text):
         text = _VENDOR_TOKEN.sub(REDACTED, text)
-    if len(text) >= 13 and b"0000" in text.encode(errors="replace").translate(_DIGITS_TO_ZERO):
-        text = _CARD.sub(_without_card, text)
+    if len(text) >= _SHORTEST_CARD:
+        zeros = text.encode("utf-8", "replace").translate(_DIGITS_TO_ZERO)
+        if b"0000" in zeros and zeros.count(b"0") >= _SHORTEST_CARD:
+            text = _CARD.sub(_without_card, text)
     return text
 
 
@@ -88,7 +91,7 @@ def _may_hold_vendor_token(text: str) -> bool:
 
 def is_card_number(digits: str) -> bool:
     """Whether ``digits`` (no separators) has the length and check digit of a card number."""
-    if not 13 <= len(digits) <= 19 or digits[0] in "01":
+    if not _SHORTEST_CARD <= len(digits) <= 19 or digits[0] in "01":
         return False
     total = 0
     for position, character in enumerate(reversed(digits)):
