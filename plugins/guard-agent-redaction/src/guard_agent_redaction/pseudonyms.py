@@ -22,9 +22,9 @@ _FEWEST_CHARACTERS = 8
 _ADDRESS = re.compile(
     r"(?<![0-9])(?<![0-9]\.)[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9])(?!\.[0-9])"
     # At least two colons; what it is in truth `ip_address` says.
-    r"|(?<![\w:.])(?=[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:)"
+    r"|(?<![0-9A-Za-z:.])(?=[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:)"
     r"(?:[0-9A-Fa-f:]{1,32}:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f:]{2,39})"
-    r"(?:%\w{1,15})?(?![\w])(?!\.[0-9])"
+    r"(?:%\w{1,15})?(?![0-9A-Za-z])(?!\.[0-9])"
 )
 # "Chrome/120.0.0.0" is a version. No host has such an address.
 _PRODUCT = re.compile(r"(?:\A|[\s(;\"'])[A-Za-z][\w\-]{0,31}/\Z")
