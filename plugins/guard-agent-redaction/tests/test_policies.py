@@ -151,6 +151,13 @@ def test_a_key_with_dots_counts_as_the_names_between_them(bound):
     }
 
 
+def test_what_is_decided_about_a_name_holds_for_keys_that_begin_with_it(bound):
+    redact = bound(fields={"metadata.guard": "drop", "metadata.guard.rule": "keep"})
+    assert redact({"metadata": {"guard.path": "/a", "guard.rule": "r", "guardian": "x"}}) == {
+        "metadata": {"guard.rule": "r", "guardian": "x"}
+    }
+
+
 def test_a_longer_path_goes_before_a_shorter_one_and_a_name_before_a_star(bound):
     redact = bound(
         fields={
@@ -212,7 +219,7 @@ def test_only_what_is_allowed_stays_and_is_redacted(bound):
         "idempotency_key": "k",
         "event_type": "ip_banned",
         "reason": "password=[REDACTED]",
-        "metadata": {"headers": {"host": "h"}, "list": [{"a": 1}]},
+        "metadata": {"guard.rule": "r", "headers": {"host": "h"}, "list": [{"a": 1}]},
     }
 
 

@@ -177,9 +177,9 @@ class Policies:
         for key, value in list(data.items()):
             if top and key in PROTECTED:
                 continue
-            below = self._below(nodes, key)
-            allowed = not restricted or any(node.allowed for node in below)
-            policy = next((node.policy for node in below if node.policy), None)
+            below, deciding = self._below(nodes, key)
+            allowed = not restricted or any(node.allowed for node in deciding)
+            policy = next((node.policy for node in deciding if node.policy), None)
             if policy is not None and policy.action is Action.DROP:
                 # What a longer path keeps of it stays.
                 allowed, policy = False, None
@@ -209,13 +209,19 @@ class Policies:
             if type(item) is dict or type(item) is list:
                 self._container(item, nodes, redactor, restricted=restricted)
 
-    def _below(self, nodes: list[_Node], key: str) -> list[_Node]:
-        """The nodes for ``key``, those that were named first."""
+    def _below(self, nodes: list[_Node], key: str) -> tuple[list[_Node], list[_Node]]:
+        """
+        What is decided about the fields in ``key``, and about ``key`` itself, the longest first.
+
+        What is decided about ``guard`` also holds for the key ``guard.path``.
+        """
+        deciding: list[_Node] = []
         for name in self._split(key):
             nodes = [*self._step(nodes, name)]
             if not nodes:
                 break
-        return nodes
+            deciding = [*nodes, *deciding]
+        return nodes, deciding
 
     @staticmethod
     def _step(nodes: list[_Node], name: str) -> Iterator[_Node]:
