@@ -30,7 +30,7 @@ _FORMS = re.compile(
     rb"|Y25yeXVzZXI6"  # the user of basic credentials
     rb"|Q25yeVVu"  # the mark in the payload of a web token
     rb"|(?<![0-9])4929[ \-+]?77[0-9]{2}[ \-+]?[0-9]{4}[ \-+]?[0-9]{4}"
-    rb"|(?<![0-9])8008[0-9]{4,8}",  # a secret that is a number
+    rb"|80081358[0-9]",  # a secret that is a number
     re.IGNORECASE,
 )
 
@@ -171,7 +171,7 @@ def _nested_key(g: Generator) -> Any:
     name, value = _pair(g)
     value = g.choice([value, value, [value, g.word()], {"current": value}, g.phrase(), 0])
     if value == 0:
-        value, name = int(f"8008{g.digits(8)}"), g.choice(["password", "pin", "cvv", "secret"])
+        value, name = int(f"80081358{g.digits(4)}"), g.choice(["password", "pin", "cvv", "secret"])
     return {"service": g.prose(), name: value}
 
 

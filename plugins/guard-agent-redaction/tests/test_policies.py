@@ -446,5 +446,14 @@ def test_memory_is_bounded():
     redactor = Redactor(SensitiveNames([], [], []), policies=policies)
     for number in range(5_000):
         redactor.record({"metadata": {f"key{number}": 1, "k" * 300 + str(number): 2}})
-    assert len(policies._names) <= 2_048
-    assert max(map(len, policies._names)) <= 128
+    (metadata,) = (found.inner for found in policies._state.known.values())
+    assert 100 < len(metadata.known) <= 2_048
+    assert max(map(len, metadata.known)) <= 128
+
+
+def test_memory_for_addresses_is_bounded():
+    pseudonyms = Pseudonyms(KEY, "")
+    for number in range(5_000):
+        pseudonyms.addresses_in(f"from 10.0.{number // 256}.{number % 256}")
+        pseudonyms.of(f"no address {number}")
+    assert 100 < len(pseudonyms._known) <= 2_048

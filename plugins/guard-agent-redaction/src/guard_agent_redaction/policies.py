@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from guard_agent_redaction.names import squash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from guard_agent import Fields
     from guard_agent_redaction.pseudonyms import Pseudonyms
@@ -122,6 +122,26 @@ class _Node:
         return not self.names and self.any is None
 
 
+class _State:
+    """Where in the paths a container stands, and what is known about keys in it."""
+
+    __slots__ = ("known", "nodes")
+
+    def __init__(self, nodes: list[_Node]) -> None:
+        self.nodes = nodes
+        self.known: dict[str, _Decided] = {}
+
+
+class _Decided(NamedTuple):
+    policy: Policy | None
+    allowed: bool
+    inner: _State | None
+    """For what is in the field, None when nothing is decided about that."""
+
+
+_UNDECIDED = _Decided(None, allowed=False, inner=None)
+
+
 class Settled:
     """A value that is decided: the redactor takes it out of here and looks no further."""
 
@@ -147,48 +167,51 @@ class Policies:
         *,
         hash_ip: bool = False,
     ) -> None:
-        self._root = _Node()
+        root = _Node()
+        self._state = _State([root])
         self._restricted = allow is not None
         self._pseudonyms = pseudonyms
-        self._names: dict[str, tuple[str, ...]] = {}
         for path in allow or ():
-            self._root.grow(parse_path(path)).allowed = True
+            root.grow(parse_path(path)).allowed = True
         for path, policy in fields.items():
-            node = self._root.grow(parse_path(path))
+            node = root.grow(parse_path(path))
             node.policy = policy
             node.allowed = policy.action is not Action.DROP
         if hash_ip:
-            node = self._root.grow(("ipaddress",))
+            node = root.grow(("ipaddress",))
             node.policy = node.policy or Policy(Action.HASH)
 
     def apply(self, fields: Fields, redactor: Redactor) -> None:
         """Change ``fields`` in place; what is decided becomes `Settled`."""
-        self._dict(fields, [self._root], redactor, restricted=self._restricted, top=True)
+        self._dict(fields, self._state, redactor, restricted=self._restricted, top=True)
 
     def _dict(
         self,
         data: dict[str, Any],
-        nodes: list[_Node],
+        state: _State,
         redactor: Redactor,
         *,
         restricted: bool,
         top: bool = False,
     ) -> None:
-        for key, value in list(data.items()):
+        known = state.known
+        for key, value in [*data.items()]:
+            decided = known.get(key) or self._decide(state, key)
+            if decided is _UNDECIDED and not restricted:
+                continue
             if top and key in PROTECTED:
                 continue
-            below, deciding = self._below(nodes, key)
-            allowed = not restricted or any(node.allowed for node in deciding)
-            policy = next((node.policy for node in deciding if node.policy), None)
+            allowed = decided.allowed or not restricted
+            policy = decided.policy
             if policy is not None and policy.action is Action.DROP:
                 # What a longer path keeps of it stays.
                 allowed, policy = False, None
             if type(value) is dict or type(value) is list:
-                inner = [node for node in below if not node.is_leaf]
-                if not allowed and not inner:
+                if decided.inner is not None:
+                    self._container(value, decided.inner, redactor, restricted=not allowed)
+                elif not allowed:
                     del data[key]
                     continue
-                self._container(value, inner, redactor, restricted=not allowed)
             elif not allowed:
                 del data[key]
                 continue
@@ -196,51 +219,46 @@ class Policies:
                 data[key] = self._carry_out(policy, key, value, redactor)
 
     def _container(
-        self, value: Any, nodes: list[_Node], redactor: Redactor, *, restricted: bool
+        self, value: Any, state: _State, redactor: Redactor, *, restricted: bool
     ) -> None:
-        if not nodes:
-            return
         if type(value) is dict:
-            self._dict(value, nodes, redactor, restricted=restricted)
+            self._dict(value, state, redactor, restricted=restricted)
             return
         if restricted:
             value[:] = [item for item in value if type(item) is dict or type(item) is list]
         for item in value:
             if type(item) is dict or type(item) is list:
-                self._container(item, nodes, redactor, restricted=restricted)
+                self._container(item, state, redactor, restricted=restricted)
 
-    def _below(self, nodes: list[_Node], key: str) -> tuple[list[_Node], list[_Node]]:
+    @staticmethod
+    def _decide(state: _State, key: str) -> _Decided:
         """
-        What is decided about the fields in ``key``, and about ``key`` itself, the longest first.
+        What holds for ``key`` and for what is in it; remembered.
 
         What is decided about ``guard`` also holds for the key ``guard.path``.
         """
-        deciding: list[_Node] = []
-        for name in self._split(key):
-            nodes = [*self._step(nodes, name)]
+        nodes = state.nodes
+        deciding: list[_Node] = []  # the longest path first
+        for name in key[:_MEMO_KEY].split("."):
+            squashed = squash(name)
+            named = [node.names[squashed] for node in nodes if squashed in node.names]
+            nodes = [*named, *(node.any for node in nodes if node.any is not None)]
             if not nodes:
                 break
             deciding = [*nodes, *deciding]
-        return nodes, deciding
-
-    @staticmethod
-    def _step(nodes: list[_Node], name: str) -> Iterator[_Node]:
-        for node in nodes:
-            if (named := node.names.get(name)) is not None:
-                yield named
-        for node in nodes:
-            if node.any is not None:
-                yield node.any
-
-    def _split(self, key: str) -> tuple[str, ...]:
-        names = self._names.get(key)
-        if names is None:
-            names = tuple(map(squash, key[:_MEMO_KEY].split(".")))
-            if len(key) <= _MEMO_KEY:
-                if len(self._names) >= _MEMO_SIZE:
-                    self._names.clear()
-                self._names[key] = names
-        return names
+        decided = _UNDECIDED
+        if deciding:
+            inner = [node for node in nodes if not node.is_leaf]
+            decided = _Decided(
+                next((node.policy for node in deciding if node.policy), None),
+                any(node.allowed for node in deciding),
+                _State(inner) if inner else None,
+            )
+        if len(key) <= _MEMO_KEY:
+            if len(state.known) >= _MEMO_SIZE:
+                state.known.clear()
+            state.known[key] = decided
+        return decided
 
     def _carry_out(self, policy: Policy, key: str, value: Any, redactor: Redactor) -> Any:
         if policy.action is Action.HASH:

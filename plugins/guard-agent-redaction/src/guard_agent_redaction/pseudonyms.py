@@ -16,6 +16,8 @@ from typing import Final
 PREFIX: Final = "hmac-"
 _DIGITS = 32  # 128 bits: two of 10^15 values share a stand-in with a chance of 10^-9
 
+_MEMO_SIZE = 2048
+
 SHORTEST_KEY: Final = 32
 _FEWEST_CHARACTERS = 8
 
@@ -48,14 +50,19 @@ def check_key(key: str) -> None:
 
 
 class Pseudonyms:
-    """Makes stand-ins. Safe to use from several threads: nothing is remembered."""
+    """
+    Makes stand-ins, and remembers those of the last addresses: attackers come back.
+
+    Safe to use from several threads: what is remembered is only ever added to or emptied.
+    """
 
     def __init__(self, key: str, project: str) -> None:
         self._key = hmac.digest(key.encode(), b"guard-agent\0" + project.encode(), "sha256")
+        self._known: dict[str, str] = {}
 
     def of(self, text: str) -> str:
         """The stand-in of ``text``; for an address the same however it is written."""
-        return self._stand_in(_address(text) or text)
+        return self._of_address(text) or self._stand_in(text)
 
     def addresses_in(self, text: str) -> str:
         """``text`` with a stand-in for every IP address; the same object when there is none."""
@@ -66,16 +73,27 @@ class Pseudonyms:
     def _replace(self, match: re.Match[str]) -> str:
         found = match[0]
         tail = ""
-        address = _address(found)
-        if address is None and found.endswith(":"):  # "from 2001:db8::1: refused"
+        stand_in = self._of_address(found)
+        if stand_in is None and found.endswith(":"):  # "from 2001:db8::1: refused"
             found, tail = found[:-1], ":"
-            address = _address(found)
-        if address is None or address == "::":
+            stand_in = self._of_address(found)
+        if stand_in is None or found == "::":
             return match[0]
         start = match.start()
-        if address.endswith(".0.0.0") and _PRODUCT.search(match.string, max(0, start - 34), start):
+        if found.endswith(".0.0.0") and _PRODUCT.search(match.string, max(0, start - 34), start):
             return match[0]
-        return self._stand_in(address) + tail
+        return stand_in + tail
+
+    def _of_address(self, text: str) -> str | None:
+        """The stand-in of an address, None when the text is none."""
+        if (known := self._known.get(text)) is not None:
+            return known
+        if (address := _address(text)) is None:
+            return None
+        if len(self._known) >= _MEMO_SIZE:
+            self._known.clear()
+        known = self._known[text] = self._stand_in(address)
+        return known
 
     def _stand_in(self, text: str) -> str:
         raw = text.encode("utf-8", "surrogatepass")
