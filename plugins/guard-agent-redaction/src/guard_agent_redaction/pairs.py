@@ -280,7 +280,10 @@ def _is_phrase(name: str) -> bool:
 
 def _is_message(value: str) -> bool:
     """Whether what follows "token:" or "password:" is about it: "must not be empty"."""
-    first, *rest = value.split()
+    words = value.split()
+    if not words:
+        return True
+    first, *rest = words
     if first.rstrip(".,!?)").lower() not in _STATES:
         return False
     # "password: not hunter2" is a message that tells.
