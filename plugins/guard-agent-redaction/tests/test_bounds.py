@@ -26,6 +26,7 @@ UNITS = [
     'name="password"\n', 'name="password"\r\nx\n', '"name":"token","value":', "<password>",
     "token>", " ", "\n", "\r", "\x00", "github_pat_", "ghp_", "AKIA", "AIza", "xox", "key ",
     "api key: ", "code=", "sig=a1", "sig='a1", "[REDACTED]", "password=[REDACTED]", "password=[",
+    "password:           ", "secret: a b", "(token=", "not ", ". A", "\\u0061", "\\x3d",
     "auth={", "authorization=", "x-api-key:", "\ud800",
 ]  # fmt: skip
 

@@ -9,19 +9,22 @@ goes beyond is replaced by `NOT_INSPECTED`, never passed.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from guard_agent_redaction.names import COUNTABLE, HARMLESS, unmask
 from guard_agent_redaction.pairs import PairRedactor, redact_bare_cookies
+from guard_agent_redaction.policies import Settled
 from guard_agent_redaction.shapes import REDACTED, is_card_number, redact_shapes
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Sequence
 
     from guard_agent import Fields
     from guard_agent_redaction.names import SensitiveNames
+    from guard_agent_redaction.policies import Policies
+    from guard_agent_redaction.pseudonyms import Pseudonyms
 
 NOT_INSPECTED: Final = "[REDACTED: not inspected]"
 
@@ -38,6 +41,7 @@ _MOST_ROUNDS = 5
 _SMALLEST_CARD = 10**12
 _LARGEST_CARD = 10**19
 _JSON_STARTS = frozenset('{["')
+_ESCAPE = re.compile(r"\\{1,32}(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2}))")
 _NAME_KEYS = ("name", "key", "header", "field", "Name", "Key")
 
 _MEMO_SIZE = 2048
@@ -52,10 +56,18 @@ class Redactor:
     several threads: what is remembered is only ever added to or emptied.
     """
 
-    def __init__(self, names: SensitiveNames, patterns: Sequence[re.Pattern[str]] = ()) -> None:
+    def __init__(
+        self,
+        names: SensitiveNames,
+        patterns: Sequence[re.Pattern[str]] = (),
+        policies: Policies | None = None,
+        addresses: Pseudonyms | None = None,
+    ) -> None:
         self._names = names
         self._pairs = PairRedactor(names)
         self._patterns = tuple(patterns)
+        self._policies = policies
+        self._addresses = addresses
         self._keys: dict[str, int] = {}
         self._clean: set[str] = set()
 
@@ -64,9 +76,25 @@ class Redactor:
         untouched = [(name, fields[name]) for name in _UNTOUCHED if name in fields]
         for name, _ in untouched:
             fields[name] = None
+        if self._policies is not None:
+            self._policies.apply(fields, self)
         self._dict(fields, 0, 0)
         fields.update(untouched)
         return fields
+
+    def value(self, value: Any) -> Any:
+        """Redact one value whatever its name is, containers in place."""
+        if type(value) is str:
+            return self.text(value)
+        return value if value is None else self._other(value, 0, 0)
+
+    def is_secret(self, key: str) -> bool:
+        """Whether the value of ``key`` is a secret because of its name."""
+        return self._names.verdict(key) != HARMLESS
+
+    def is_fixed(self, key: str) -> bool:
+        """Whether ``key`` is one of the names that nothing overrules."""
+        return self._names.is_fixed(key)
 
     def text(self, text: str, level: int = 0) -> str:
         """
@@ -138,6 +166,8 @@ class Redactor:
             if _SMALLEST_CARD <= value < _LARGEST_CARD and is_card_number(str(int(value))):
                 return REDACTED
             return value
+        if kind is Settled:
+            return value.value
         # Fields are plain JSON data; whatever else this is, nobody looked inside.
         return value if kind is bool else NOT_INSPECTED
 
@@ -201,8 +231,8 @@ class Redactor:
             if result is not None:
                 return result
         result = self._plain(text)
-        if "%" in result:
-            decoded = unquote(result)
+        if "%" in result or "\\u" in result or "\\x" in result:
+            decoded = _decode(result)
             if decoded != result:
                 if level >= MAX_LEVELS:
                     return NOT_INSPECTED
@@ -217,6 +247,8 @@ class Redactor:
         for pattern in self._patterns:
             # Not inside what is replaced already, or every pass would find something new.
             text = REDACTED.join([pattern.sub(REDACTED, part) for part in text.split(REDACTED)])
+        if self._addresses is not None:
+            text = self._addresses.addresses_in(text)
         return text
 
     def _json(self, text: str, level: int) -> str | None:
@@ -246,7 +278,19 @@ def _conceal(value: Any, verdict: int) -> Any:
         return value
     if verdict == COUNTABLE and isinstance(value, (int, float)):
         return value
-    return REDACTED
+    return value.value if type(value) is Settled else REDACTED
+
+
+def _decode(text: str) -> str:
+    """``text`` without percent encoding and without escapes for characters, as of JSON."""
+    if "\\" in text:
+        text = _ESCAPE.sub(_character, text)
+    return unquote(text) if "%" in text else text
+
+
+def _character(match: re.Match[str]) -> str:
+    code = int(match[1] or match[2], 16)
+    return match[0] if 0xD800 <= code < 0xE000 else chr(code)
 
 
 class _BeyondBudgetError(Exception):
