@@ -101,8 +101,8 @@ def check(path: Path | None, offline: bool, as_json: bool) -> None:
     except GuardAgentError as error:
         findings, code = [Finding("configuration", "failed", str(error))], EX_CONFIG
     else:
-        verdict = "note" if note else "ok"
-        findings = [Finding("configuration", verdict, f"{source}{note and f': {note}'}")]
+        where = f"{source}{note and f': {note}'}"
+        findings = [Finding("configuration", "note" if note else "ok", where)]
         findings += [Finding("composition", "note", str(problem)) for problem in plan.problems]
         findings += check(plan, connect=not offline and not note)
         code = 1 if any(finding.verdict == "failed" for finding in findings) else 0

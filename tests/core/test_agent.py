@@ -324,7 +324,7 @@ def test_eight_threads_lose_and_double_nothing(make_agent):
     assert look(agent).delivered == 2_000
 
 
-def test_what_the_delivery_itself_records_is_not_taken(make_agent):
+def test_p12_what_the_delivery_itself_records_is_not_taken(make_agent):
     """An app that instruments its HTTP client must not make the agent feed itself."""
 
     def talk(batch: Batch):
@@ -340,7 +340,7 @@ def test_what_the_delivery_itself_records_is_not_taken(make_agent):
     assert balance.dropped == {"internal": 1}
 
 
-def test_an_enricher_that_records_does_not_recurse(make_agent):
+def test_p11_an_enricher_that_records_does_not_recurse(make_agent):
     class Chatty(Enricher):
         name = "chatty"
         stage = Stage.SEAL
@@ -373,7 +373,7 @@ def test_stop_delivers_what_is_left(make_agent):
     assert agent_threads() == []
 
 
-def test_stop_keeps_its_deadline_when_the_collector_hangs(make_agent):
+def test_p07_stop_keeps_its_deadline_when_the_collector_hangs(make_agent):
     blocker = Blocker()
     agent = make_agent(scripted(blocker), stop_timeout=0.3)
     agent.record("event", make_event())
@@ -410,7 +410,7 @@ def test_stop_does_not_try_while_the_collector_asked_for_rest(make_agent):
     assert agent.balances()["scripted"].dropped == {"shutdown": 1}
 
 
-def test_stop_and_start_are_defined_in_every_order(make_agent):
+def test_p05_stop_and_start_are_defined_in_every_order(make_agent):
     agent = make_agent(RecordingTransport)
 
     first = agent.stop()
@@ -448,7 +448,7 @@ def test_flush_returns_when_the_collector_makes_it_wait(make_agent):
     assert len(transport_of(agent, "scripted").batches) == 1
 
 
-def test_an_on_error_callback_that_raises_harms_nobody(make_agent, caplog):
+def test_p11_an_on_error_callback_that_raises_harms_nobody(make_agent, caplog):
     calls = []
 
     def callback(stage, error, context):
@@ -619,7 +619,7 @@ def store_of(agent):
 
 
 @pytest.mark.parametrize("method", ["send", "close"])
-def test_a_transport_that_resists_does_not_keep_stop_from_its_end(make_agent, method):
+def test_p11_a_transport_that_resists_does_not_keep_stop_from_its_end(make_agent, method):
     reached = threading.Event()
 
     class Stubborn(RecordingTransport):
@@ -661,7 +661,7 @@ def test_a_rule_source_that_resists_does_not_use_up_the_time_to_send(make_agent)
     assert agent.balances()["recording"].delivered == 1
 
 
-def test_a_store_that_hangs_holds_up_neither_the_books_nor_the_next_attempt(make_agent):
+def test_p11_a_store_that_hangs_holds_up_neither_the_books_nor_the_next_attempt(make_agent):
     class Hanging(MemoryStore):
         name = "hanging"
         level = Level.JOURNAL
@@ -826,7 +826,7 @@ def test_what_comes_in_while_a_run_is_built_in_the_same_thread_does_not_deadlock
     agents[0].record("event", make_event())
 
 
-def test_a_callback_that_stops_the_agent_does_not_wait_for_itself(make_agent):
+def test_p11_a_callback_that_stops_the_agent_does_not_wait_for_itself(make_agent):
     handler = SyncGuardAgentHandler.__new__(SyncGuardAgentHandler)
     stopped = threading.Event()
 

@@ -66,7 +66,7 @@ def test_nothing_may_be_sent_before_the_delay_is_over():
     assert gate.delay(104.0) == gate.acquire(104.0) == 0.0
 
 
-def test_a_hundred_thousand_failures_overflow_nothing():
+def test_p17_a_hundred_thousand_failures_overflow_nothing():
     gate = make_gate(draw=1.0)
     for _ in range(100_000):
         delay = gate.failed(DOWN, 0.0)

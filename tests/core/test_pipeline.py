@@ -476,7 +476,7 @@ def test_p11_d10_behind_derive_a_failure_drops_the_record(function, stage, caplo
 @pytest.mark.parametrize(
     "function", [raising(ValueError("x")), raising(SystemExit()), recursing, lambda fields: 5]
 )
-def test_a_deriving_enricher_that_fails_is_left_out_and_disabled_after_five(function, caplog):
+def test_p11_a_deriving_enricher_that_fails_is_left_out_and_disabled_after_five(function, caplog):
     calls = []
 
     def counted(fields):

@@ -17,6 +17,7 @@ from guard_agent_redaction.names import COUNTABLE, HARMLESS, SECRET, squash
 from guard_agent_redaction.shapes import REDACTED
 
 if TYPE_CHECKING:
+    from guard_agent_redaction.budget import Budget
     from guard_agent_redaction.names import SensitiveNames
 
 # A name starts only where none can be continued, so each run of name characters is tried once.
@@ -90,11 +91,17 @@ class _Span(NamedTuple):
 class PairRedactor:
     """Replaces the values beside sensitive names in texts."""
 
-    def __init__(self, names: SensitiveNames) -> None:
+    def __init__(self, names: SensitiveNames, budget: Budget) -> None:
         self._names = names
+        self._budget = budget
 
     def redact(self, text: str) -> str:
-        """The same object when there is nothing to replace."""
+        """
+        The same object when there is nothing to replace.
+
+        Raises:
+            BudgetError: there are more places to look at than the record may have.
+        """
         if not _may_hold_pairs(text):
             return text
         pieces: list[str] = []
@@ -102,6 +109,7 @@ class PairRedactor:
         named = False
         match = _PAIR.search(text)
         while match is not None:
+            self._budget.take_pair()
             position = match.end()
             verdict = self._verdict(text, match)
             if verdict == HARMLESS:

@@ -1,9 +1,11 @@
 """
 Walks through records and takes texts apart.
 
-Bounded whatever the data: texts are looked at up to `MAX_SIZE` and unwrapped (JSON, percent
-encoding) up to `MAX_LEVELS` times, JSON inside them up to `MAX_JSON_NODES` and `MAX_DEPTH`. What
-goes beyond is replaced by `NOT_INSPECTED`, never passed.
+Bounded whatever the data, because it runs inside a request, and what it reads may come from an
+attacker: texts are looked at up to `MAX_SIZE` and unwrapped (JSON, percent encoding) up to
+`MAX_LEVELS` times, JSON inside them up to `MAX_JSON_NODES` and `MAX_DEPTH`, and all texts of a
+record together up to `MAX_CHARACTERS` and `MAX_PAIRS`. What goes beyond is replaced by
+`NOT_INSPECTED`, never passed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from guard_agent_redaction.budget import Budget, BudgetError
 from guard_agent_redaction.names import COUNTABLE, HARMLESS, unmask
 from guard_agent_redaction.pairs import PairRedactor, redact_bare_cookies
 from guard_agent_redaction.policies import Settled
@@ -28,8 +31,14 @@ if TYPE_CHECKING:
 
 NOT_INSPECTED: Final = "[REDACTED: not inspected]"
 
-MAX_SIZE: Final = 128 * 1024
-"""Characters of one text before and after. The core passes at most half of this per record."""
+MAX_SIZE: Final = 16 * 1024
+"""Characters of one text. Of a longer one the beginning is kept."""
+MAX_CHARACTERS: Final = 48 * 1024
+MAX_PAIRS: Final = 1000
+"""Places that look like a name with a value; each costs some microseconds."""
+_MAX_UNFOLDED = 4 * MAX_SIZE
+_CUT = 1024
+"""Characters before a cut that go with it: what is cut there could be half a secret."""
 MAX_JSON_NODES: Final = 4000
 MAX_DEPTH: Final = 16
 """Nested containers, for the record and again for each JSON text in it."""
@@ -64,7 +73,8 @@ class Redactor:
         addresses: Pseudonyms | None = None,
     ) -> None:
         self._names = names
-        self._pairs = PairRedactor(names)
+        self._budget = Budget(MAX_CHARACTERS, MAX_PAIRS)
+        self._pairs = PairRedactor(names, self._budget)
         self._patterns = tuple(patterns)
         self._policies = policies
         self._addresses = addresses
@@ -73,6 +83,7 @@ class Redactor:
 
     def record(self, fields: Fields) -> Fields:
         """Redact a whole record; the time and the idempotency key stay as they are."""
+        self._budget.renew()
         untouched = [(name, fields[name]) for name in _UNTOUCHED if name in fields]
         for name, _ in untouched:
             fields[name] = None
@@ -107,14 +118,35 @@ class Redactor:
         size = len(text)
         if size < _SHORTEST:
             return text
-        result = self._inspect(text, level) if size <= MAX_SIZE else NOT_INSPECTED
+        try:
+            self._budget.take_text(min(size, MAX_SIZE))
+            result = self._bounded(text, level)
+        except BudgetError:
+            return NOT_INSPECTED
         if result != text:
-            return result if level else self._settle(result)
+            return result
         if size <= _MEMO_TEXT:
             if len(self._clean) >= _MEMO_SIZE:
                 self._clean.clear()
             self._clean.add(text)
         return text
+
+    def _bounded(self, text: str, level: int) -> str:
+        if len(text) > MAX_SIZE:
+            return NOT_INSPECTED if level else self._beginning(self._settle(text[:MAX_SIZE]))
+        result = self._inspect(text, level)
+        if level or result == text:
+            return result
+        result = self._settle(result)
+        return result if len(result) <= MAX_SIZE else self._beginning(result)
+
+    def _beginning(self, text: str) -> str:
+        """Of a redacted text that is too long, or was, what is not near the cut."""
+        if text == NOT_INSPECTED:
+            return text
+        # The cut changes what is around it, so that is looked at once more.
+        result = self._settle(text[: min(len(text), MAX_SIZE) - _CUT] + NOT_INSPECTED)
+        return result if len(result) <= MAX_SIZE else NOT_INSPECTED
 
     def _dict(self, data: dict[str, Any], depth: int, level: int) -> None:
         # This loop is where the time of a record goes: one look at what is known for each key
@@ -207,7 +239,7 @@ class Redactor:
     def _settle(self, text: str) -> str:
         """Redact what is redacted until nothing new shows: a marker changes what is around it."""
         for _ in range(_MOST_ROUNDS):
-            if len(text) > MAX_SIZE:
+            if len(text) > _MAX_UNFOLDED:
                 break
             result = self._inspect(text, 0)
             if result == text:
@@ -219,7 +251,7 @@ class Redactor:
         if text.isascii():
             return self._unwrap(text, level)
         plain = unmask(text)
-        if len(plain) > MAX_SIZE:  # one character can become eighteen
+        if len(plain) > _MAX_UNFOLDED:  # one character can become eighteen
             return NOT_INSPECTED
         result = self._unwrap(plain, level)
         return text if result == plain else result
