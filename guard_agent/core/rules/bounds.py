@@ -297,7 +297,10 @@ def check_patterns(
             kept[field].append(pattern)
             hits.update(verdict.hits)
             if len(hits) > _MAX_HITS * len(ORDINARY[kind]) and not limits.allow_broad:
-                msg = f"{field}: {shown}, with those before it, matches what everybody sends; {_ALLOW}"
+                msg = (
+                    f"{field}: {shown}, with those before it, matches what everybody sends; "
+                    f"{_ALLOW}"
+                )
                 raise RulesRefused(msg)
     return kept, left_out
 

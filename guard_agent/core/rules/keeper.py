@@ -134,7 +134,7 @@ def _check_signature(content: bytes | None, signature: str | None, secret: str) 
     expected = sign(content, secret).encode()
     # While the secret is replaced there may be one signature for each.
     given = [part.strip().encode() for part in signature.split(",")[:_MAX_SIGNATURES]]
-    if not any([hmac.compare_digest(part, expected) for part in given]):
+    if not any(hmac.compare_digest(part, expected) for part in given):
         msg = "the signature does not fit the document: compare rules_signing_secret"
         raise RulesRefused(msg)
 
@@ -247,13 +247,8 @@ class RuleKeeper:
         Returns:
             Seconds until the next refresh.
         """
-        if (delay := self._gate.delay(self._clock())) > 0:
-            return max(delay, 0.05)
         probing = self._deliveries.state is not GateState.CLOSED
-        if (delay := self._deliveries.acquire(self._clock())) > 0:
-            return max(delay, 0.05)
-        if (delay := self._gate.acquire(self._clock())) > 0:
-            self._deliveries.cancelled()
+        if (delay := self._acquire()) > 0:
             return max(delay, 0.05)
         result: RuleSet | Unchanged | Retry | Paused | None = None
         try:
@@ -272,12 +267,27 @@ class RuleKeeper:
             self.last_error = None
             return self._next()
         try:
-            if self._secret is not None:
-                _check_signature(result.content, result.signature, self._secret)
-            rules, left_out = await self._judged(result.document)
-            self._check_version(rules)
+            await self._take(result)
         except RulesRefused as refusal:
             return self._refused(str(refusal))
+        return self._next()
+
+    def _acquire(self) -> float:
+        """Ask both gates for one request; returns 0, or the seconds to wait."""
+        now = self._clock()
+        if (delay := self._gate.delay(now)) > 0:
+            return delay
+        if (delay := self._deliveries.acquire(now)) > 0:
+            return delay
+        if (delay := self._gate.acquire(now)) > 0:
+            self._deliveries.cancelled()
+        return delay
+
+    async def _take(self, result: RuleSet) -> None:
+        if self._secret is not None:
+            _check_signature(result.content, result.signature, self._secret)
+        rules, left_out = await self._judged(result.document)
+        self._check_version(rules)
         self._last_refused = None
         self.last_error = None
         self._validator = result.validator
@@ -286,7 +296,6 @@ class RuleKeeper:
             self._set(rules, left_out)
             self._unsaved = result.document
             self._save()
-        return self._next()
 
     async def close(self) -> None:
         """Close the source."""

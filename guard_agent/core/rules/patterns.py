@@ -5,8 +5,8 @@ Whether regular expressions from outside are safe to run with Python's ``re``.
 every thread of the process for seconds. So each pattern is judged twice:
 
 - by its shape (`refusal`). A loop in which one text can be read in two ways takes exponential time.
-- by its cost (`cost`): it is run on texts that are made to go wrong for it, longer and longer, until
-  the time at full length can be told. That is done in a process of its own, which can be ended.
+- by its cost (`cost`): it is run on texts that are made to go wrong for it, longer and longer,
+  until the time at full length can be told; in a process of its own, which can be ended.
 
 This file is also the program of that process (see `guard_agent.core.rules.judge`), so it imports
 nothing but the standard library. It reads one JSON document from stdin, answers with a line for
@@ -410,7 +410,7 @@ class Automaton:
         for loop in self.loops:
             self._check_loop(frozenset(loop))
 
-    def _find_loops(self) -> list[list[int]]:
+    def _find_loops(self) -> list[list[int]]:  # noqa: C901 - one algorithm
         """Strongly connected parts with an edge inside (Tarjan, without recursion)."""
         index: dict[int, int] = {}
         low: dict[int, int] = {}
@@ -461,29 +461,31 @@ class Automaton:
         # Two readers of the same text: once they are apart they must never meet again.
         apart: list[tuple[int, int]] = []
         seen: set[tuple[int, int]] = set()
-
-        def go(left: list[int], right: list[int], *, together: bool) -> None:
-            self.count(len(left) * len(right))
-            for one in left:
-                mask = self.masks[one]
-                for other in right:
-                    if not mask & self.masks[other]:
-                        continue
-                    if one == other:
-                        if not together:
-                            msg = f"repeats what can match the same text in two ways, {_FOR_EVER}"
-                            raise Refused(msg)
-                    else:
-                        pair = (one, other) if one < other else (other, one)
-                        if pair not in seen:
-                            seen.add(pair)
-                            apart.append(pair)
-
         for state in sorted(loop):
-            go(edges[state], edges[state], together=True)
+            apart += self._read_on(edges[state], edges[state], seen, together=True)
         while apart:
             one, other = apart.pop()
-            go(edges[one], edges[other], together=False)
+            apart += self._read_on(edges[one], edges[other], seen, together=False)
+
+    def _read_on(
+        self, left: list[int], right: list[int], seen: set[tuple[int, int]], *, together: bool
+    ) -> list[tuple[int, int]]:
+        """Where two readers can be after one more character, as far as it is new and not one."""
+        self.count(len(left) * len(right))
+        found = []
+        for one in left:
+            mask = self.masks[one]
+            for other in right:
+                if not mask & self.masks[other]:
+                    continue
+                if one == other:
+                    if not together:
+                        msg = f"repeats what can match the same text in two ways, {_FOR_EVER}"
+                        raise Refused(msg)
+                elif (pair := (min(one, other), max(one, other))) not in seen:
+                    seen.add(pair)
+                    found.append(pair)
+        return found
 
     def suspects(self) -> int:
         """Loops in a row that can match the same text: the exponent of the time, at most."""
@@ -561,7 +563,7 @@ def _texts(automaton: Automaton) -> list[tuple[str, str]]:
             mask = automaton.masks[state]
             if state in automaton.follow[state]:
                 # A character that most other loops match as well, and one of its own.
-                for other in sorted(masks, key=lambda m: -bin(m & mask).count("1"))[:3]:
+                for other in sorted(masks, key=lambda m: -(m & mask).bit_count())[:3]:
                     mask = mask & other or mask
                 pumps.setdefault(_character(mask))
         for pump in list(pumps)[:4]:
