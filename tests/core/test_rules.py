@@ -812,7 +812,8 @@ async def test_l04_what_people_publish_passes(fields):
 
 
 @pytest.mark.parametrize(
-    "entry", ["10.0.0.5", "10.0.0.0/8", "172.16.0.0/24", "192.168.1.1", "fdab:cdef::/32", "169.254.0.1"]
+    "entry",
+    ["10.0.0.5", "10.0.0.0/8", "172.16.0.0/24", "192.168.1.1", "fdab:cdef::/32", "169.254.0.1"],
 )
 async def test_l04_private_addresses_are_not_banned_unless_the_owner_says_so(entry):
     """
