@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from guard_agent.core.logs import one_line
 from guard_agent.core.rules.engine_link import trusted_proxies
-from guard_agent.core.rules.patterns import ORDINARY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -39,8 +38,8 @@ _MIN_PER_MINUTE = 10.0
 _MIN_PER_MINUTE_AT_ENDPOINT = 1 / 60
 _MAX_STRICT_ENDPOINTS = 20
 _MAX_BAN = 366 * 86_400
-_MAX_HITS = 0.25
-"""Share of ordinary requests that all patterns together may match."""
+_MAX_HITS = 2
+"""Of ten ordinary requests, those that all patterns together may match."""
 _ALLOW = "allow_broad_rules=True allows it"
 
 
@@ -296,7 +295,7 @@ def check_patterns(
                 continue
             kept[field].append(pattern)
             hits.update(verdict.hits)
-            if len(hits) > _MAX_HITS * len(ORDINARY[kind]) and not limits.allow_broad:
+            if len(hits) > _MAX_HITS and not limits.allow_broad:
                 msg = (
                     f"{field}: {shown}, with those before it, matches what everybody sends; "
                     f"{_ALLOW}"

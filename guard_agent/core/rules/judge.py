@@ -18,17 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guard_agent.core.rules import patterns
-from guard_agent.core.rules.patterns import Verdict
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from guard_agent.core.rules.patterns import Verdict
 
 logger = logging.getLogger("guard_agent.rules")
 
 SECONDS = 20.0
 """For all patterns of one document. Those that are known already take no time."""
-_PROGRAM = Path(patterns.__file__)
+_PROGRAM = Path(__file__).with_name("patterns.py")
 _KEEP = 5_000
 _PASSED_ON = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH")
 
@@ -140,10 +139,15 @@ class _Child:
 
     def _here(self) -> list[Verdict]:
         """By their shape alone: what is not clearly fast counts as slow."""
-        return [patterns.judge(kind, pattern, measured=False) for kind, pattern in self._keys]
+        from guard_agent.core.rules.patterns import judge  # noqa: PLC0415 - see `_read`
+
+        return [judge(kind, pattern, measured=False) for kind, pattern in self._keys]
 
 
 def _read(output: bytes) -> list[Verdict]:
+    # Few rules have patterns, and importing the agent must be quick.
+    from guard_agent.core.rules.patterns import Verdict  # noqa: PLC0415
+
     verdicts = []
     for line in output.splitlines():
         try:

@@ -30,7 +30,6 @@ from guard_agent.core.models import DynamicRules
 from guard_agent.core.rules import bounds
 from guard_agent.core.rules.bounds import MAX_ENTRIES, Limits, RulesRefused
 from guard_agent.core.rules.judge import Judge
-from guard_agent.core.rules.patterns import MAX_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,12 +42,14 @@ logger = logging.getLogger("guard_agent.rules")
 MIN_TTL = 60
 MAX_TTL = 86_400
 MAX_PATTERNS = 1_000
+_MAX_PATTERN_LENGTH = 4_000
 _ALSO_ELSEWHERE = frozenset({"message", "timestamp", "version"})
 """Fields that an answer about something else, such as an error, may have as well."""
 _CLOCK_SKEW = timedelta(minutes=5)
 _FILE_LIMIT = 8 * 1024 * 1024
 _MAX_REFUSAL_PAUSE = 300.0
 _REFRESH_AT = 0.8
+_MAX_SHOWN = 10
 _STALE_AFTER = 3.0
 """Rules are stale when nobody has confirmed them for so many intervals."""
 _SIGNATURE = "v1="
@@ -98,8 +99,8 @@ def validate(
             msg = f"{field}: more than {MAX_PATTERNS} entries"
             raise RulesRefused(msg)
         for pattern in patterns:
-            if len(pattern) > MAX_LENGTH:
-                msg = f"{field}: {pattern[:80]!r} is longer than {MAX_LENGTH} characters"
+            if len(pattern) > _MAX_PATTERN_LENGTH:
+                msg = f"{field}: {pattern[:80]!r} is longer than {_MAX_PATTERN_LENGTH} characters"
                 raise RulesRefused(msg)
     bounds.check(rules, limits or Limits())
     ttl = min(max(rules.ttl, MIN_TTL), MAX_TTL)
@@ -211,7 +212,8 @@ class RuleKeeper:
                 "age_seconds": _elapsed(self._received_at, now),
                 "unconfirmed_seconds": _elapsed(self._confirmed_at, now),
                 "switches": bounds.switches_of(rules),
-                "left_out": self._left_out,
+                "left_out": self._left_out[:_MAX_SHOWN],
+                "left_out_count": len(self._left_out),
             }
         return facts | {"error": self.last_error}
 
@@ -414,7 +416,7 @@ class RuleKeeper:
                 "rules %s: %d patterns are left out, because they could stop the app: %s",
                 name,
                 len(left_out),
-                "; ".join(left_out[:3]),
+                "; ".join(left_out[:_MAX_SHOWN]),
             )
         self._left_out = left_out
         self._on_change(rules)
