@@ -527,7 +527,7 @@ _LIMITS = {"text": (256 * 1024, 1.0), "agent": (512, 0.05)}
 _ENOUGH = 0.004
 """Seconds from which a measurement is trusted."""
 _GIVE_UP = 0.5
-_MAX_TEXTS = 24
+_MAX_TEXTS = 32
 _MAX_UNIT = 200
 
 
@@ -555,18 +555,7 @@ def _texts(automaton: Automaton) -> list[tuple[str, str]]:
         if entry not in reach:
             continue
         prefix = reach[entry]
-        pumps: dict[str, None] = {}
-        for state in loop[:12]:
-            inside = _words(automaton, [o for o in automaton.follow[state] if o in loop], loop)
-            if state in inside:
-                pumps.setdefault(inside[state])
-            mask = automaton.masks[state]
-            if state in automaton.follow[state]:
-                # A character that most other loops match as well, and one of its own.
-                for other in sorted(masks, key=lambda m: -(m & mask).bit_count())[:3]:
-                    mask = mask & other or mask
-                pumps.setdefault(_character(mask))
-        for pump in list(pumps)[:4]:
+        for pump in _pumps(automaton, loop, masks)[:5]:
             pairs += [(prefix, pump), ("", prefix + pump), ("", pump)]
         pairs.append(("", prefix))
         for later in range(number + 1, len(masks)):
@@ -576,6 +565,23 @@ def _texts(automaton: Automaton) -> list[tuple[str, str]]:
     longest = max(reach.values(), key=len, default="")
     pairs += [("", longest), ("", longest[:-1]), ("", longest[: len(longest) // 2])]
     return pairs
+
+
+def _pumps(automaton: Automaton, loop: list[int], masks: list[int]) -> list[str]:
+    """Texts that keep the automaton in the loop."""
+    pumps: dict[str, None] = {}
+    for state in loop[:12]:
+        inside = _words(automaton, [o for o in automaton.follow[state] if o in loop], loop)
+        if state in inside:
+            pumps.setdefault(inside[state])
+        if state in automaton.follow[state]:
+            # Characters that other loops, or what comes before this one, match as well.
+            mask = automaton.masks[state]
+            others = [*masks, *(automaton.masks[s] for s in automaton.first), *automaton.masks]
+            for other in sorted(set(others[:60]), key=others.index):
+                if mask & other:
+                    pumps.setdefault(_character(mask & other))
+    return list(pumps)
 
 
 def _words(
