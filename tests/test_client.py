@@ -270,8 +270,8 @@ async def test_rules_of_the_collector_arrive_and_follow(config, collector):
 
     rules = await agent.get_dynamic_rules()
     assert rules.ip_blacklist == ["192.0.2.1"]
-    collector.publish({"ip_blacklist": ["192.0.2.2"]})
-    while (await agent.get_dynamic_rules()).ip_blacklist != ["192.0.2.2"]:
+    collector.publish({"ip_blacklist": ["198.51.100.2"]})
+    while (await agent.get_dynamic_rules()).ip_blacklist != ["198.51.100.2"]:
         await asyncio.sleep(0.02)
 
 

@@ -265,10 +265,11 @@ class _Run:
             errors.append("the buffer is nearly full")
         if (trouble := self.lanes.trouble) is not None and self.started:
             errors.append(f"the store is not available, records wait in memory: {trouble}")
+        rules = {keeper.name: keeper.describe() for keeper in self.keepers}
         errors += [
-            f"rules from {keeper.name}: {keeper.last_error}"
-            for keeper in self.keepers
-            if keeper.last_error
+            f"rules from {name}: {facts['error'] or 'not confirmed for a while'}"
+            for name, facts in rules.items()
+            if facts["error"] or facts["stale"]
         ]
         verdict: Literal["healthy", "degraded", "failed"] = "degraded" if errors else "healthy"
         if down == len(self.destinations) and self.ring.under_pressure():
@@ -288,6 +289,7 @@ class _Run:
             level=level.value,
             loss_window_seconds=None if level is Level.MEMORY else COMMIT_INTERVAL,
             store=dict(self.lanes.describe()),
+            rules=rules,
             destinations={
                 name: self._destination(name, balances[name], depths[name])
                 for name in self.destinations
@@ -558,6 +560,7 @@ class Agent:
             },
             "cached_rules": any(keeper.current is not None for keeper in run.keepers),
             "rules_last_update": max(updates, default=0.0),
+            "rules": status.rules,
             "loop_failures": {
                 "flush": failures,
                 "status": 0 if run.worker.last_report_ok is not False else 1,

@@ -493,6 +493,36 @@ class Rules(RuleSource):
         return RuleSet({"rule_id": "r", "version": 1, "ip_blacklist": ["192.0.2.9"]}, "v1")
 
 
+def test_l07_health_shows_the_rules_and_what_is_wrong_with_them(make_agent):
+    class Refused(Rules):
+        async def fetch(self, known):
+            return RuleSet({"rule_id": "r", "ip_blacklist": ["0.0.0.0/0"]})
+
+    class Unconfirmed(Rules):
+        async def fetch(self, known):
+            return Retry("down")
+
+    agent = make_agent(RecordingTransport, Rules, rules=["rules"])
+    agent.first_rules().result(5)
+    status = agent.status()
+    assert status.status == "healthy"
+    assert status.rules["rules"]["in_force"]
+    assert status.rules["rules"]["version"] == 1
+    assert status.rules["rules"]["age_seconds"] >= 0
+    assert not status.rules["rules"]["stale"]
+    agent.stop().result(5)
+
+    for source, words in ((Refused, "covers too much"), (Unconfirmed, "down")):
+        agent = make_agent(RecordingTransport, source, rules=["rules"])
+        agent.first_rules().result(5)
+        status = agent.status()
+        assert status.status == "degraded"
+        assert words in status.errors[0]
+        assert status.rules["rules"]["version"] == 1, "the last good set"
+        assert words in agent.stats()["rules"]["rules"]["error"]
+        agent.stop().result(5)
+
+
 def test_rules_are_fetched_when_somebody_asks_for_them(make_agent):
     go = threading.Event()
 

@@ -571,7 +571,7 @@ class Worker:
                 self._report_ok = await destination.report(status)
 
     async def _keep(self, keeper: RuleKeeper) -> None:
-        keeper.restore()
+        await keeper.restore()
         await self._rules_wanted.wait()
         while True:
             delay = await keeper.refresh()
