@@ -84,9 +84,10 @@ bench: $(STAMP) ## this release beside guard-agent 3.2.4, and what levels and st
 	@$(BIN)/python benchmarks/durable.py
 
 .PHONY: sweep
-sweep: $(STAMP) ## kill and restart processes on each durable store, and count what was lost
+sweep: $(STAMP) ## kill, restart and fork processes, and count what was lost
 	$(BIN)/python tests/sweeps/kill_sweep.py --kills 500
 	$(BIN)/python plugins/guard-agent-redis/tests/kill_sweep.py --kills 500
+	$(BIN)/python tests/sweeps/fork_sweep.py --forks 1000
 	$(BIN)/python tests/sweeps/agent_sweep.py --store disk
 	$(BIN)/python tests/sweeps/agent_sweep.py --store redis
 

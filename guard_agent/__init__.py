@@ -72,6 +72,7 @@ from guard_agent.core.models import (
     SecurityMetric,
 )
 from guard_agent.core.protocols import AgentHandlerProtocol, RedisHandlerProtocol
+from guard_agent.core.reentry import mute_thread
 
 __all__ = [
     # for applications
@@ -108,6 +109,7 @@ __all__ = [
     "PluginSettings",
     "PluginContext",
     "check_endpoint",
+    "mute_thread",
     "Kind",
     "Fields",
     "Priority",

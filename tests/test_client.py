@@ -270,8 +270,8 @@ async def test_rules_of_the_collector_arrive_and_follow(config, collector):
 
     rules = await agent.get_dynamic_rules()
     assert rules.ip_blacklist == ["192.0.2.1"]
-    collector.publish({"ip_blacklist": ["192.0.2.2"]})
-    while (await agent.get_dynamic_rules()).ip_blacklist != ["192.0.2.2"]:
+    collector.publish({"ip_blacklist": ["198.51.100.2"]})
+    while (await agent.get_dynamic_rules()).ip_blacklist != ["198.51.100.2"]:
         await asyncio.sleep(0.02)
 
 
@@ -293,7 +293,7 @@ def test_the_sync_face_never_waits_for_rules(config, collector):
     assert time.monotonic() - begun < 1.5
 
 
-async def test_everything_returns_before_start_and_after_stop(config):
+async def test_p05_everything_returns_before_start_and_after_stop(config):
     agent = guard_agent(config())
     for _ in range(2):
         await agent.flush_buffer()
@@ -327,7 +327,7 @@ def test_one_agent_serves_many_loops_and_threads(config, collector):
     assert len(collector.events) == 10
 
 
-async def test_a_caller_that_is_cancelled_harms_nobody_else(config, collector):
+async def test_p08_a_caller_that_is_cancelled_harms_nobody_else(config, collector):
     collector.always(Answer(delay=0.3))
     agent = guard_agent(config())
     await agent.send_event(make_event())
@@ -377,7 +377,7 @@ async def test_an_application_stops_the_agent_that_its_middleware_made(config, c
     assert len(collector.events) == 1
 
 
-def test_a_log_handler_that_records_does_not_deadlock(config, collector):
+def test_p13_a_log_handler_that_records_does_not_deadlock(config, collector):
     """Some of what the agent logs, it logs while it is being looked up."""
 
     class Recording(logging.Handler):

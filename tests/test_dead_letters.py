@@ -170,7 +170,7 @@ def test_a_store_that_is_not_available_is_an_error():
     result = run("list")
 
     assert result.exit_code == 69
-    assert "The store 'redis' is not available" in result.stderr
+    assert "the store 'redis' is not available" in result.stderr
 
 
 def test_without_a_project_the_key_must_be_known():

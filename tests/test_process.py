@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -21,7 +22,11 @@ def event(reason):
         timestamp=get_current_timestamp(), event_type="suspicious_request", reason=reason
     )
 
-config = AgentConfig(api_key="test-key-0123", endpoint=os.environ["COLLECTOR"])
+config = AgentConfig(
+    api_key="test-key-0123",
+    endpoint=os.environ["COLLECTOR"],
+    store=os.environ.get("STORE", "memory"),
+)
 agent = guard_agent(config)
 """
 
@@ -89,7 +94,7 @@ def reasons(collector) -> list[str]:
     ],
     ids=["end of script", "sys.exit", "stop", "stop twice", "a thread that outlives main"],
 )
-def test_a_process_that_ends_delivers_what_it_holds(run, collector, ending):
+def test_p07_a_process_that_ends_delivers_what_it_holds(run, collector, ending):
     errors = run(f"""
         agent.send_event(event("early"))
         {ending}
@@ -99,7 +104,7 @@ def test_a_process_that_ends_delivers_what_it_holds(run, collector, ending):
     assert errors == ""
 
 
-def test_the_last_flush_resolves_host_names(run, collector):
+def test_p07_the_last_flush_resolves_host_names(run, collector):
     """The executor that asyncio resolves names with is closed by then."""
     port = collector.url.rpartition(":")[2]
 
@@ -108,7 +113,7 @@ def test_the_last_flush_resolves_host_names(run, collector):
     assert reasons(collector) == ["by name"]
 
 
-def test_an_unhandled_exception_does_not_cost_records(start, collector):
+def test_p07_an_unhandled_exception_does_not_cost_records(start, collector):
     process = start("""
         agent.send_event(event("before the crash"))
         raise RuntimeError("boom")
@@ -119,7 +124,7 @@ def test_an_unhandled_exception_does_not_cost_records(start, collector):
     assert reasons(collector) == ["before the crash"]
 
 
-def test_the_end_takes_no_longer_than_its_deadline_when_the_collector_hangs(run, collector):
+def test_p07_the_end_takes_no_longer_than_its_deadline_when_the_collector_hangs(run, collector):
     errors = run(
         """
         import socket
@@ -140,7 +145,7 @@ def test_the_end_takes_no_longer_than_its_deadline_when_the_collector_hangs(run,
     assert "1 records for http undelivered" in errors
 
 
-def test_a_child_works_and_copies_nothing_of_its_parent(run, collector):
+def test_p03_a_child_works_and_copies_nothing_of_its_parent(run, collector):
     run("""
         agent.send_event(event("parent before"))
         child = os.fork()
@@ -158,42 +163,7 @@ def test_a_child_works_and_copies_nothing_of_its_parent(run, collector):
     assert collector.duplicates == []
 
 
-def test_a_fork_under_recording_threads_never_hangs(run, collector):
-    run("""
-        done = threading.Event()
-
-        def record():
-            while not done.is_set():
-                agent.send_event(event("parent"))
-                time.sleep(0.0005)
-
-        threads = [threading.Thread(target=record) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        children = []
-        for number in range(20):
-            child = os.fork()
-            if child == 0:
-                agent.send_event(event(f"child {number:02}"))
-                agent.stop()
-                os._exit(0)
-            children.append(child)
-        for child in children:
-            assert os.waitpid(child, 0)[1] == 0
-        done.set()
-        for thread in threads:
-            thread.join()
-        agent.stop()
-        books = agent.get_status().destinations["http"]
-        assert books["pending"] == 0 and books["accepted"] == books["delivered"], books
-    """)
-
-    children = [reason for reason in reasons(collector) if reason.startswith("child")]
-    assert children == [f"child {number:02}" for number in range(20)]
-    assert collector.duplicates == []
-
-
-def test_an_agent_that_never_started_in_the_parent_starts_in_the_child(run, collector):
+def test_p03_an_agent_that_never_started_in_the_parent_starts_in_the_child(run, collector):
     """As with a server that loads the app before it forks its workers."""
     run("""
         for number in range(2):
@@ -207,7 +177,7 @@ def test_an_agent_that_never_started_in_the_parent_starts_in_the_child(run, coll
     assert reasons(collector) == ["worker 0", "worker 1"]
 
 
-def test_sigterm_through_sys_exit_delivers(start, collector):
+def test_p02_sigterm_through_sys_exit_delivers(start, collector):
     """As gunicorn's workers end."""
     process = start("""
         import signal
@@ -233,7 +203,7 @@ def test_a_home_that_cannot_be_written_stops_nothing(run, collector):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_child_of_multiprocessing_delivers_what_it_holds(run, collector, tmp_path, method):
+def test_p04_a_child_of_multiprocessing_delivers_what_it_holds(run, collector, tmp_path, method):
     """A forked one ends without running what is registered with `atexit`."""
     (tmp_path / "job.py").write_text(
         PREAMBLE + "def work(method):\n    agent.send_event(event(method))\n"
@@ -274,3 +244,165 @@ def test_a_process_without_free_file_descriptors_does_not_notice(start, collecto
 
     assert process.returncode == 0
     assert reasons(collector) == ["with", "without"]
+
+
+@pytest.fixture
+def durable(tmp_path):
+    """Environment of a process whose records outlive it."""
+    return {"STORE": "disk", "GUARD_AGENT_STATE_DIR": str(tmp_path / "state")}
+
+
+def deliver(start, durable):
+    """What a process that is started next delivers."""
+    following = start("agent.start(); agent.flush_to_store(); agent.flush_buffer()", **durable)
+    following.communicate(timeout=60)
+    assert following.returncode == 0
+
+
+@pytest.mark.parametrize("waiting", [1, 5_000])
+def test_p02_sigterm_without_a_collector_stores_what_is_held_and_ends_in_time(
+    start, collector, durable, waiting
+):
+    process = start(
+        f"""
+        import signal
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        for number in range({waiting}):
+            agent.send_event(event(f"{{number:05}}"))
+        print("ready", flush=True)
+        signal.pause()
+        """,
+        **{**durable, "COLLECTOR": "http://127.0.0.1:9"},
+    )
+    assert process.stdout.readline() == "ready\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    took = time.monotonic() - began
+
+    assert process.returncode == 0
+    assert took < 2.1 + 1.5, took  # the deadline, and the end of an interpreter on a busy machine
+    deliver(start, durable)
+    assert reasons(collector) == [f"{number:05}" for number in range(waiting)]
+    assert collector.duplicates == []
+
+
+@pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), 9)", "os.abort()"])
+def test_p07_an_end_without_a_last_word_keeps_what_was_confirmed(start, collector, durable, ending):
+    process = start(
+        f"""
+        for number in range(500):
+            agent.send_event(event(f"{{number:03}}"))
+        assert agent.flush_to_store()
+        {ending}
+        """,
+        **{**durable, "COLLECTOR": "http://127.0.0.1:9"},
+    )
+    process.communicate(timeout=60)
+    deliver(start, durable)
+
+    assert reasons(collector) == [f"{number:03}" for number in range(500)]
+    assert collector.duplicates == []
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(3)", "raise RuntimeError('boom')"])
+def test_p07_a_thread_that_ends_badly_ends_nothing_else(start, collector, ending):
+    process = start(f"""
+        def work():
+            agent.send_event(event("from a thread"))
+            {ending}
+
+        threading.excepthook = lambda *_: None
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        agent.send_event(event("after it"))
+    """)
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 0, errors
+    assert reasons(collector) == ["after it", "from a thread"]
+
+
+def test_p07_a_daemon_thread_that_records_until_the_very_end_harms_nothing(run, collector):
+    errors = run("""
+        def work():
+            while True:
+                agent.send_event({"event_type": "suspicious_request", "reason": "again"})
+                time.sleep(0.0005)
+
+        threading.Thread(target=work, daemon=True).start()
+        while not agent.get_stats()["buffer_stats"]["events_buffered"]:
+            time.sleep(0.001)
+    """)
+
+    assert errors == ""
+    assert collector.events
+    assert collector.duplicates == []
+
+
+ORDERS = {
+    "stop without start": "stop stop",
+    "double start": "start start record flush",
+    "stop twice": "start record stop stop",
+    "start after stop": "start stop start record flush",
+    "record before start": "record start flush",
+    "record after stop": "start record stop record",
+    "flush before start": "flush record flush",
+    "all after stop": "start stop flush store rules health status stats close",
+    "close, then again": "record close start record flush",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("face", ["blocking", "awaitable"])
+def test_p05_every_order_of_calls_is_defined(run, collector, face, order):
+    """None hangs, none raises, and the books say where each record is."""
+    run(f"""
+        import asyncio, inspect
+
+        calls = {{
+            "start": "start", "stop": "stop", "close": "close", "flush": "flush_buffer",
+            "store": "flush_to_store", "rules": "get_dynamic_rules", "health": "health_check",
+            "status": "get_status", "stats": "get_stats",
+        }}
+
+        async def play():
+            taken = guard_agent(config) if {face == "awaitable"} else agent
+            for step in {ORDERS[order]!r}.split():
+                if step == "record":
+                    result = taken.send_event(event("one"))
+                else:
+                    result = getattr(taken, calls[step])()
+                if inspect.isawaitable(result):
+                    await asyncio.wait_for(result, 10)
+            status = taken.get_status()
+            status = await status if inspect.isawaitable(status) else status
+            return status.destinations["http"]
+
+        books = asyncio.run(play())
+        assert books["accepted"] == (
+            books["delivered"] + sum(books["dropped"].values()) + books["buried"] + books["pending"]
+        ), books
+        if {order == "record after stop"}:
+            assert books["dropped"] == {{"stopped": 1}}, books
+    """)
+    steps = ORDERS[order].split()
+    expected = steps.count("record") - (order == "record after stop")
+
+    assert len(collector.events) == expected
+    assert collector.duplicates == []
+
+
+def test_p05_of_two_configurations_the_first_holds_and_that_is_said(run, collector):
+    errors = run("""
+        import logging
+        logging.basicConfig()
+        other = guard_agent(AgentConfig(api_key="other-key-0123", endpoint="http://127.0.0.1:9"))
+        other.send_event(event("for the first"))
+        other.stop()
+    """)
+
+    assert reasons(collector) == ["for the first"]
+    assert "the first one stays in force" in errors
+    assert "other-key" not in errors

@@ -215,7 +215,7 @@ class _Run:
         record = self.pipeline.encode(kind, source)
         if isinstance(record, Record):
             return self.ring.put(record, evict=False)
-        self.ring.drop(record)
+        self.ring.drop(record, kind)
         return True
 
     async def flush_to_store(self) -> bool:
@@ -266,10 +266,11 @@ class _Run:
             errors.append("the buffer is nearly full")
         if (trouble := self.lanes.trouble) is not None and self.started:
             errors.append(f"the store is not available, records wait in memory: {trouble}")
+        rules = {keeper.name: keeper.describe() for keeper in self.keepers}
         errors += [
-            f"rules from {keeper.name}: {keeper.last_error}"
-            for keeper in self.keepers
-            if keeper.last_error
+            f"rules from {name}: {facts['error'] or 'not confirmed for a while'}"
+            for name, facts in rules.items()
+            if facts["error"] or facts["stale"]
         ]
         verdict: Literal["healthy", "degraded", "failed"] = "degraded" if errors else "healthy"
         if down == len(self.destinations) and self.ring.under_pressure():
@@ -289,6 +290,7 @@ class _Run:
             level=level.value,
             loss_window_seconds=None if level is Level.MEMORY else COMMIT_INTERVAL,
             store=dict(self.lanes.describe()),
+            rules=rules,
             destinations={
                 name: self._destination(name, balances[name], depths[name])
                 for name in self.destinations
@@ -354,7 +356,12 @@ class Agent:
             run = self._current()
         inside = run.inside
         if getattr(inside, "agent", False):
-            run.ring.drop(DropReason.INTERNAL)
+            run.ring.drop(DropReason.INTERNAL, kind)
+            return None
+        if run.stopped is not None:
+            # Nothing compiled is entered any more: a daemon thread that records until the very end
+            # of the interpreter would be torn out of it, which aborts the process.
+            run.ring.drop(DropReason.STOPPED, kind)
             return None
         inside.agent = True
         try:
@@ -362,7 +369,7 @@ class Agent:
         finally:
             inside.agent = False
         if not isinstance(record, Record):
-            run.ring.drop(record)
+            run.ring.drop(record, kind)
             return None
         if run.ring.put(record, evict=self._evict):
             if run.start_again_at is not None and time.monotonic() >= run.start_again_at:
@@ -370,7 +377,7 @@ class Agent:
             return None
         if self.config.buffer_overflow_policy == "block":
             return record
-        run.ring.drop(DropReason.OVERFLOW)
+        run.ring.drop(DropReason.OVERFLOW, kind)
         msg = (
             f"the buffer holds {len(run.ring)} records and {run.ring.bytes} bytes, and "
             "buffer_overflow_policy is 'raise'"
@@ -383,7 +390,7 @@ class Agent:
         deadline = time.monotonic() + (self.config.block_timeout if wait else 0)
         while not run.ring.put(record, evict=False):
             if (left := deadline - time.monotonic()) <= 0:
-                run.ring.drop(DropReason.OVERFLOW)
+                run.ring.drop(DropReason.OVERFLOW, record.kind)
                 return
             run.ring.wait_for_room(left)
 
@@ -395,7 +402,7 @@ class Agent:
         try:
             while not run.ring.put(record, evict=False):
                 if (left := deadline - time.monotonic()) <= 0:
-                    run.ring.drop(DropReason.OVERFLOW)
+                    run.ring.drop(DropReason.OVERFLOW, record.kind)
                     return
                 room = asyncio.Event()
                 run.ring.call_when_room(partial(loop.call_soon_threadsafe, room.set))
@@ -403,7 +410,7 @@ class Agent:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(room.wait(), min(left, 0.05))
         except asyncio.CancelledError:
-            run.ring.drop(DropReason.OVERFLOW)
+            run.ring.drop(DropReason.OVERFLOW, record.kind)
             raise
 
     # --- lifecycle --------------------------------------------------------------------------------
@@ -547,13 +554,17 @@ class Agent:
         gates = [destination.gate for destination in run.destinations.values()]
         fetched = sum(keeper.fetched for keeper in run.keepers)
         updates = [keeper.last_update for keeper in run.keepers if keeper.last_update]
+        ledger = run.ledger
+        dropped = sum(ledger.dropped.values()) + sum(primary.dropped.values()) + primary.buried
+        sent_metrics = primary.delivered - primary.delivered_events
+        failures = max((gate.failures for gate in gates), default=0)
         return {
             "running": self.running,
             "uptime": status.uptime,
             "events_sent": primary.delivered_events,
-            "metrics_sent": primary.delivered - primary.delivered_events,
-            "events_failed": status.events_failed,
-            "metrics_failed": 0,
+            "metrics_sent": sent_metrics,
+            "events_failed": dropped - ledger.dropped_metrics,
+            "metrics_failed": ledger.dropped_metrics,
             "rules_fetched": fetched,
             "buffer_stats": {
                 "level": run.worker.level.value,
@@ -561,16 +572,33 @@ class Agent:
                 "waiting": len(run.ring),
                 "bytes": run.ring.bytes,
                 "last_flush_time": status.last_flush,
+                # As 3.x named them. A store does not tell which kind it gave up: that counts as
+                # events.
+                "events_buffered": ledger.accepted - ledger.accepted_metrics,
+                "metrics_buffered": ledger.accepted_metrics,
+                "events_flushed": primary.delivered_events,
+                "metrics_flushed": sent_metrics,
+                "events_dropped": dropped - ledger.dropped_metrics,
+                "metrics_dropped": ledger.dropped_metrics,
+                "current_event_buffer_size": max(status.buffer_size - run.ring.metrics, 0),
+                "current_metric_buffer_size": run.ring.metrics,
+                "redis_persist_failures": run.lanes.failures,
+                "durability_degraded": run.lanes.trouble is not None,
+                "auto_flush_running": self.running,
             },
             "transport_stats": {
                 "requests_sent": sum(b.requests - b.failures for b in books),
                 "requests_failed": sum(b.failures for b in books),
+                "bytes_sent": sum(b.delivered_bytes for b in books),
                 "circuit_breaker_state": _worst(gates).upper(),
+                "failure_count": failures,
+                "session_closed": not self.running,
             },
             "cached_rules": any(keeper.current is not None for keeper in run.keepers),
             "rules_last_update": max(updates, default=0.0),
+            "rules": status.rules,
             "loop_failures": {
-                "flush": max((gate.failures for gate in gates), default=0),
+                "flush": failures,
                 "status": 0 if run.worker.last_report_ok is not False else 1,
                 "rules": sum(1 for keeper in run.keepers if keeper.last_error),
             },
@@ -638,7 +666,7 @@ class Agent:
     def _at_exit(self) -> Callable[[], None] | None:
         """Begin to stop; returns what waits for it."""
         run = self._run
-        if run is None or not run.started:
+        if run is None or not (run.started or (len(run.ring) and run.ensure_started())):
             return None
         return partial(_wait, self.stop(), self.config.stop_timeout + STOP_SLACK)
 

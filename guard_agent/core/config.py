@@ -41,6 +41,7 @@ DEFAULT_SENSITIVE_HEADERS = (
     "set-cookie",
     "x-api-key",
 )
+_MIN_SECRET = 16
 _API_SUFFIX = "/api/v1"
 _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.goog"})
 _METADATA_ADDRESSES = frozenset(
@@ -128,6 +129,23 @@ class AgentConfig(BaseModel):
     dynamic_rule_interval: float = Field(default=300, ge=60, description="Time between rule polls")
     status_interval: float = Field(default=300, ge=60, description="Time between status reports")
 
+    # What rules may do.
+    never_block: list[str] = Field(
+        default_factory=list,
+        description="Networks and countries no rule may block: your proxies, offices, customers",
+    )
+    allow_broad_rules: bool = Field(
+        default=False,
+        description="Take rules that can lock nearly everybody out, such as a ban of 64.0.0.0/3",
+    )
+    allow_rule_switches: bool = Field(
+        default=True,
+        description="Take rules that turn emergency mode on, or a protection off",
+    )
+    rules_signing_secret: str | None = Field(
+        default=None, repr=False, description="Take only rules that are signed with this secret"
+    )
+
     # Privacy.
     sensitive_headers: list[str] = Field(
         default_factory=lambda: list(DEFAULT_SENSITIVE_HEADERS),
@@ -190,13 +208,12 @@ class AgentConfig(BaseModel):
         """
         What tells the records of this project from others in a store that several may share.
 
-        The project; when it is not set, a digest of the collector and the key, because the records
-        of one owner must never leave with the key of another.
+        The project; when it is not set, a digest of the key, because the records of one owner must
+        never leave with the key of another. What waits under a key stays there when it changes.
         """
         if self.project_id:
             return self.project_id
-        owner = f"{self.endpoint}\0{self.api_key}".encode()
-        return f"key-{blake2b(owner, digest_size=8).hexdigest()}"
+        return f"key-{blake2b(self.api_key.encode(), digest_size=8).hexdigest()}"
 
     @field_validator("api_key")
     @classmethod
@@ -235,6 +252,33 @@ class AgentConfig(BaseModel):
     def _check_finite(cls, value: float) -> float:
         if not math.isfinite(value):
             msg = "must be a finite number"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("never_block")
+    @classmethod
+    def _check_never_block(cls, value: list[str]) -> list[str]:
+        for entry in value:
+            if len(entry) == 2 and entry.isascii() and entry.isalpha():
+                continue
+            try:
+                ipaddress.ip_network(entry)
+            except ValueError:
+                msg = (
+                    f"{entry!r} is neither a network such as 192.0.2.0/24 nor a country of two "
+                    "letters such as DE"
+                )
+                raise ValueError(msg) from None
+        return value
+
+    @field_validator("rules_signing_secret")
+    @classmethod
+    def _check_rules_secret(cls, value: str | None) -> str | None:
+        if value is not None and len(value.encode()) < _MIN_SECRET:
+            msg = (
+                f"must have {_MIN_SECRET} bytes or more, for example from 'openssl rand -hex 32'; "
+                "is the environment variable it comes from set?"
+            )
             raise ValueError(msg)
         return value
 

@@ -178,6 +178,14 @@ class RuleSet:
     """Field names as in `guard_agent.DynamicRules`."""
     validator: str | None = None
     """What to pass as ``known`` next time: an ETag, a modification time."""
+    content: bytes | None = None
+    """The bytes that the document was read from, which ``signature`` is for."""
+    signature: str | None = None
+    """
+    What came along to prove who wrote it: ``v1=<hex HMAC-SHA256 of content>``, or several with
+    commas. The core looks at it, and refuses a document without, when ``rules_signing_secret`` is
+    set.
+    """
 
 
 FetchResult: TypeAlias = RuleSet | Unchanged | Retry | Paused

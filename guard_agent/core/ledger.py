@@ -45,6 +45,8 @@ class DestinationBooks:
     """Dead letters that were made ready again: taken over once more."""
     delivered: int = 0
     delivered_events: int = 0
+    delivered_bytes: int = 0
+    """Payload bytes, before compression."""
     buried: int = 0
     dropped: Counter[DropReason] = field(default_factory=Counter)
     requests: int = 0
@@ -80,10 +82,14 @@ class Ledger:
     agent's thread.
     """
 
-    __slots__ = ("accepted", "destinations", "dropped")
+    __slots__ = ("accepted", "accepted_metrics", "destinations", "dropped", "dropped_metrics")
 
     def __init__(self, destinations: tuple[str, ...]) -> None:
         self.accepted = 0
+        self.accepted_metrics = 0
+        """How many of those were metrics."""
+        self.dropped_metrics = 0
+        """Metrics among what was given up before the store, where the kind is still known."""
         self.dropped: Counter[DropReason] = Counter()
         self.destinations = {name: DestinationBooks() for name in destinations}
 

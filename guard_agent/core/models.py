@@ -133,6 +133,8 @@ class AgentStatus(BaseModel):
     """How old a record may be that is lost when the process is killed; None for any age."""
     store: dict[str, Any] = Field(default_factory=dict)
     """What the store says of itself."""
+    rules: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Of every rule source: what is in force, how old that is, whether it is ``stale``."""
     destinations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """
     The books of each: accepted, delivered, dropped by reason, buried, pending, pending_bytes,

@@ -26,3 +26,14 @@ def mark() -> threading.local:
         )
         _mark = threading.local()
     return _mark
+
+
+def mute_thread() -> None:
+    """
+    Have nothing taken that the present thread records from now on.
+
+    For a thread of a plugin's own, in which it works for the agent: what an instrumented library
+    or a log handler reports of that work would come back to the plugin for ever. The thread in
+    which the agent awaits a plugin's methods needs no call.
+    """
+    mark().agent = True

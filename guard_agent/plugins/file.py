@@ -26,6 +26,7 @@ from guard_agent import (
 _MAX_BYTES = 8 * 1024 * 1024
 _MAX_YAML_BYTES = 1024 * 1024
 _MAX_YAML_DEPTH = 16
+_MAX_SIGNATURE = 1024
 
 
 class FileSettings(PluginSettings):
@@ -46,6 +47,9 @@ class FileRules(RuleSource):
     The file has the fields of `guard_agent.DynamicRules`. While it is missing or broken the last
     good rules stay. Replace it by renaming; then it is never seen half written. It is read on the
     agent's event loop: at most 8 MiB of JSON or 1 MiB of YAML, which is slow to parse.
+
+    When ``rules_signing_secret`` is set, the signature stands in a file beside it, with ``.sig``
+    behind the name. Put that in its place first.
     """
 
     name = "file"
@@ -63,6 +67,7 @@ class FileRules(RuleSource):
     async def fetch(self, known: str | None) -> FetchResult:
         is_json = self._path.suffix.lower() == ".json"
         try:
+            signature = self._signature()
             content, validator = self._read(known, _MAX_BYTES if is_json else _MAX_YAML_BYTES)
             if content is None:
                 return Unchanged()
@@ -74,7 +79,7 @@ class FileRules(RuleSource):
             return Retry(f"cannot read the rule file {self._path}: {error.strerror or error}")
         except _UnusableError as error:
             return Retry(f"cannot use the rule file {self._path}: {error}")
-        return RuleSet(document, validator)
+        return RuleSet(document, validator, content=content, signature=signature)
 
     def _read(self, known: str | None, limit: int) -> tuple[bytes | None, str]:
         """Content and validator; no content when the validator is the known one."""
@@ -94,6 +99,19 @@ class FileRules(RuleSource):
         if _validator(after) != validator:
             raise _UnusableError("it changed while it was read; replace it by renaming")
         return content, validator
+
+    def _signature(self) -> str | None:
+        """What stands in the file beside; None when there is none, or it is not asked for."""
+        if self.context.config.rules_signing_secret is None:
+            return None
+        try:
+            path = self._path.with_name(f"{self._path.name}.sig")
+            with open(path, "rb", opener=_open_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    return None
+                return file.read(_MAX_SIGNATURE).decode("ascii", "replace").strip()
+        except FileNotFoundError:
+            return None
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -312,5 +312,26 @@ def test_records_of_different_owners_never_share_a_store():
     assert one.project_key == AgentConfig(api_key=key).project_key
     assert key not in one.project_key
     assert one.project_key != AgentConfig(api_key="other-key-0123").project_key
-    assert one.project_key != AgentConfig(api_key=key, endpoint="https://c.example").project_key
+    assert one.project_key == AgentConfig(api_key=key, endpoint="https://c.example").project_key
     assert AgentConfig(api_key=key, project_id="shop").project_key == "shop"
+
+
+@pytest.mark.parametrize("entry", ["192.0.2.7", "192.0.2.0/24", "2001:db8::/32", "DE", "de"])
+def test_what_must_never_be_blocked_is_a_network_or_a_country(entry):
+    assert config(never_block=[entry]).never_block == [entry]
+
+
+@pytest.mark.parametrize("entry", ["", "DEU", "D1", "192.0.2.1/24", "example.com", "*"])
+def test_what_is_neither_a_network_nor_a_country_is_named(entry):
+    with pytest.raises(ValidationError, match="never_block"):
+        config(never_block=[entry])
+
+
+@pytest.mark.parametrize("secret", ["", "short", "s" * 15])
+def test_a_signing_secret_that_can_be_guessed_is_refused(secret):
+    with pytest.raises(ValidationError, match="rules_signing_secret"):
+        config(rules_signing_secret=secret)
+
+
+def test_the_signing_secret_of_rules_is_not_shown():
+    assert "s3cr3t" not in repr(config(rules_signing_secret="s3cr3t" * 4))

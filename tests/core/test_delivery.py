@@ -290,7 +290,7 @@ async def test_a_partial_answer_that_rejects_everything_buries_everything(bench)
     assert bench.gate.state is GateState.CLOSED
 
 
-async def test_a_transport_that_raises_is_retried_and_named_once(bench, caplog):
+async def test_p11_a_transport_that_raises_is_retried_and_named_once(bench, caplog):
     bench = bench(ValueError("defect"), ValueError("defect"))
     await bench.fill(*records(2))
 
@@ -330,7 +330,7 @@ async def test_a_transport_that_cannot_open_is_opened_again(bench):
     assert bench.books.delivered == 1
 
 
-async def test_a_cancelled_attempt_gives_its_lease_back(bench):
+async def test_p08_a_cancelled_attempt_gives_its_lease_back(bench):
     reached = asyncio.Event()
 
     async def hang(_: Batch) -> SendResult:
@@ -552,7 +552,7 @@ async def test_a_transport_that_resists_its_cancellation_is_not_called_a_second_
     assert bench.books.delivered == 1
 
 
-async def test_a_cancellation_does_not_come_between_a_store_and_its_books(bench):
+async def test_p08_a_cancellation_does_not_come_between_a_store_and_its_books(bench):
     reached = asyncio.Event()
 
     class Slow(MemoryStore):

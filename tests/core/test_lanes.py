@@ -289,7 +289,7 @@ async def test_a_store_can_be_attached_while_it_runs():
         lanes.attach(bench.durable)
 
 
-async def test_a_move_that_is_cancelled_loses_nothing():
+async def test_p08_a_move_that_is_cancelled_loses_nothing():
     bench = Bench(away=True)
     await bench.lanes.open()
     await bench.append(3)

@@ -192,7 +192,7 @@ def test_tags_that_are_no_texts_become_texts():
     assert decode(encode(source, kind="metric"))["tags"] == {"status": "200", "ok": "true"}
 
 
-def test_an_unknown_type_is_accepted():
+def test_d13_an_unknown_type_is_accepted():
     record = encode(make_event(event_type="of_tomorrow"))
 
     assert decode(record)["event_type"] == "of_tomorrow"
@@ -282,7 +282,7 @@ def test_a_key_that_is_none_is_replaced(key):
     assert str(UUID(record.id)) == record.id == decode(record)["idempotency_key"]
 
 
-def test_what_the_caller_changes_later_does_not_matter():
+def test_d09_what_the_caller_changes_later_does_not_matter():
     event = make_event(metadata={"a": [1]})
     record = encode(event)
 
@@ -309,7 +309,7 @@ def test_the_event_of_the_caller_is_not_changed():
 # --- what goes out --------------------------------------------------------------------------------
 
 
-def test_nan_and_infinity_become_null_and_are_counted():
+def test_d01_nan_and_infinity_become_null_and_are_counted():
     event = make_event(response_time=float("nan"), metadata={"load": float("inf")})
 
     fields = decode(encode(event))
@@ -318,7 +318,7 @@ def test_nan_and_infinity_become_null_and_are_counted():
     assert fields["metadata"] == {"load": None, NON_FINITE: 2}
 
 
-def test_control_characters_are_escaped():
+def test_d11_control_characters_are_escaped():
     record = encode(make_event(reason="a\r\nb\x00\x1b[31m\u2028"))
 
     assert b"\n" not in record.payload
@@ -346,7 +346,7 @@ def test_a_payload_holds_no_more_memory_than_its_length():
     assert sys.getsizeof(record.payload) == sys.getsizeof(b"") + len(record.payload)
 
 
-def test_a_large_record_is_cut_to_what_identifies_it():
+def test_d04_a_large_record_is_cut_to_what_identifies_it():
     event = make_event(
         reason="r" * 1_000, metadata={str(n): "\u2028" * 500 for n in range(60)}, shop=["\u2028"]
     )
@@ -371,14 +371,14 @@ def test_a_large_metric_is_cut_in_its_tags():
     assert fields["value"] == 0.012
 
 
-def test_a_hundred_thousand_tags_are_accepted_within_the_bounds():
+def test_d13_a_hundred_thousand_tags_are_accepted_within_the_bounds():
     record = encode(make_metric(tags={str(n): "x" for n in range(100_000)}), kind="metric")
 
     assert len(record.payload) <= MAX_RECORD_BYTES
     assert TRUNCATED.encode() in record.payload
 
 
-def test_extra_fields_cannot_push_out_the_known_ones():
+def test_d13_extra_fields_cannot_push_out_the_known_ones():
     fields = decode(encode(make_event(**{f"extra{n}": n for n in range(10_000)})))
 
     assert fields["event_type"] == "penetration_attempt"
@@ -461,7 +461,7 @@ def recursing(fields):
     ],
 )
 @pytest.mark.parametrize("stage", [Stage.REDACT, Stage.SEAL])
-def test_behind_derive_a_failure_drops_the_record(function, stage, caplog):
+def test_p11_d10_behind_derive_a_failure_drops_the_record(function, stage, caplog):
     """
     Fail closed: what was not redacted whole does not leave.
     """
@@ -476,7 +476,7 @@ def test_behind_derive_a_failure_drops_the_record(function, stage, caplog):
 @pytest.mark.parametrize(
     "function", [raising(ValueError("x")), raising(SystemExit()), recursing, lambda fields: 5]
 )
-def test_a_deriving_enricher_that_fails_is_left_out_and_disabled_after_five(function, caplog):
+def test_p11_a_deriving_enricher_that_fails_is_left_out_and_disabled_after_five(function, caplog):
     calls = []
 
     def counted(fields):

@@ -261,7 +261,7 @@ def test_what_comes_back_after_abandon_is_not_booked_twice(late):
 
 def test_a_drop_before_the_ring_is_booked():
     bench = Bench()
-    bench.ring.drop(DropReason.INVALID)
+    bench.ring.drop(DropReason.INVALID, "event")
 
     assert bench.ledger.dropped == {DropReason.INVALID: 1}
     bench.assert_balanced()
@@ -324,7 +324,7 @@ def test_what_is_dropped_wakes_nobody():
     bench = Bench()
     bench.ring.close(DropReason.STOPPED)
     bench.put(1)
-    bench.ring.drop(DropReason.INVALID)
+    bench.ring.drop(DropReason.INVALID, "event")
 
     assert bench.wakes == 0
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import numbers
 import threading
 from collections import OrderedDict, UserDict
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
@@ -122,7 +123,7 @@ def test_a_time_that_has_no_year_in_utc_keeps_its_digits(when):
     assert snapshot({"timestamp": there})["timestamp"] == when.replace(tzinfo=timezone.utc)
 
 
-def test_what_the_caller_changes_later_does_not_matter():
+def test_d09_what_the_caller_changes_later_does_not_matter():
     source = {"metadata": {"list": [1], "map": {"a": 1}}}
     fields = snapshot(source)
 
@@ -135,7 +136,7 @@ def test_what_the_caller_changes_later_does_not_matter():
 # --- bounds ---------------------------------------------------------------------------------------
 
 
-def test_a_cycle_ends_at_the_depth():
+def test_d02_a_cycle_ends_at_the_depth():
     loop: dict = {}
     loop["self"] = loop
     ring: list = []
@@ -147,7 +148,7 @@ def test_a_cycle_ends_at_the_depth():
     assert TRUNCATED in orjson.dumps(fields).decode()
 
 
-def test_depth_is_bounded_exactly():
+def test_d03_depth_is_bounded_exactly():
     def nested(levels):
         value: object = "end"
         for _ in range(levels):
@@ -159,7 +160,7 @@ def test_depth_is_bounded_exactly():
     assert orjson.dumps(deeper).count(TRUNCATED.encode()) == 1
 
 
-def test_depth_of_ten_thousand_raises_nothing():
+def test_d03_depth_of_ten_thousand_raises_nothing():
     value: object = 0
     for _ in range(10_000):
         value = [value]
@@ -167,7 +168,7 @@ def test_depth_of_ten_thousand_raises_nothing():
     assert depth_of(snapshot({"metadata": value})) == MAX_DEPTH + 1
 
 
-def test_a_shared_object_that_fans_out_costs_no_more_than_the_budget():
+def test_d02_a_shared_object_that_fans_out_costs_no_more_than_the_budget():
     value: object = "leaf"
     for _ in range(7):
         value = [value] * 10
@@ -178,7 +179,7 @@ def test_a_shared_object_that_fans_out_costs_no_more_than_the_budget():
     assert TRUNCATED in orjson.dumps(fields).decode()
 
 
-def test_a_million_keys_are_cut_with_the_number_of_those_missing():
+def test_d04_a_million_keys_are_cut_with_the_number_of_those_missing():
     source = dict.fromkeys(map(str, range(1_000_000)), 1)
 
     metadata = snapshot({"metadata": source})["metadata"]
@@ -214,7 +215,7 @@ def test_a_million_items_are_cut():
         {f"{n:>1000}": n for n in range(100)},
     ],
 )
-def test_texts_and_keys_share_one_budget(source):
+def test_d04_texts_and_keys_share_one_budget(source):
     fields = snapshot(source)
 
     room = MAX_TEXT + (2 + MAX_DEPTH) * len(TRUNCATED)
@@ -233,7 +234,7 @@ def test_what_fits_exactly_is_not_marked():
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_numbers_that_json_does_not_have_become_null_and_are_counted(number):
+def test_d01_numbers_that_json_does_not_have_become_null_and_are_counted(number):
     fields = snapshot({"response_time": number, "metadata": {"list": [number, 1.5]}})
 
     assert fields == {"response_time": None, "metadata": {"list": [None, 1.5], NON_FINITE: 2}}
@@ -336,14 +337,104 @@ class Pair(NamedTuple):
         (memoryview(b"x"), "<memoryview>"),
     ],
 )
-def test_other_types_become_a_scalar_a_container_or_their_name(value, wanted):
+def test_d07_other_types_become_a_scalar_a_container_or_their_name(value, wanted):
     result = copied(value)
 
     assert result == wanted
     assert type(result) is type(wanted)
 
 
-def test_an_iterator_is_never_consumed():
+class Scalar:
+    """As the numbers of numpy: none of Python's types, but registered as a number."""
+
+    def __init__(self, value):
+        self._value = value
+
+    def __int__(self):
+        return int(self._value)
+
+    def __float__(self):
+        return float(self._value)
+
+    def __str__(self):
+        raise AssertionError
+
+    __repr__ = __str__
+
+
+class NumpyInteger(Scalar):
+    pass
+
+
+class NumpyFloat(Scalar):
+    pass
+
+
+numbers.Integral.register(NumpyInteger)
+numbers.Real.register(NumpyFloat)
+
+
+class Array:
+    """As an array of numpy or a frame of pandas: whatever looks inside may take for ever."""
+
+    dtype = "float64"
+    shape = (10**9,)
+
+    def _fail(self, *arguments):
+        raise AssertionError
+
+    __iter__ = __len__ = __getitem__ = __array__ = __str__ = __repr__ = __float__ = __bool__ = _fail
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (NumpyInteger(7), 7),
+        (NumpyFloat(0.5), 0.5),
+        (NumpyFloat("nan"), None),
+        (NumpyInteger(2**70), str(2**70)),
+        (Array(), "<Array>"),
+    ],
+)
+def test_d07_numbers_of_others_become_numbers_and_their_arrays_a_name(value, wanted):
+    assert copied(value) == wanted
+    assert copied([value]) == [wanted]
+
+
+def test_d07_an_open_file_is_neither_read_nor_moved(tmp_path):
+    path = tmp_path / "upload"
+    path.write_bytes(b"password=hunter2")
+    with path.open("rb") as binary, path.open() as text:
+        assert copied(binary) == "<BufferedReader>"
+        assert copied(text) == "<TextIOWrapper>"
+        assert (binary.tell(), text.tell()) == (0, 0)
+
+
+def test_d07_text_of_django_that_is_translated_later_is_not_translated():
+    """
+    It translates in the language of whoever looks first, and an object does so with a query.
+    """
+    asked = []
+
+    class Promise:
+        def __getattribute__(self, name):
+            asked.append(name)
+            return object.__getattribute__(self, name)
+
+        def __str__(self):
+            asked.append("__str__")
+            return "translated"
+
+        @property
+        def __class__(self):
+            asked.append("__class__")
+            return str
+
+    assert copied(Promise()) == "<Promise>"
+    assert asked == []
+
+
+def test_d07_an_iterator_is_never_consumed():
     numbers = iter(range(3))
     generator = (number for number in range(3))
 
@@ -430,13 +521,13 @@ class BadZone(tzinfo):
         (lambda: datetime(2026, 1, 1, tzinfo=BadZone()), "<datetime>"),
     ],
 )
-def test_an_object_that_raises_costs_only_itself(make, wanted):
+def test_d07_an_object_that_raises_costs_only_itself(make, wanted):
     fields = snapshot({"before": 1, "metadata": {"value": make()}, "after": "x"})
 
     assert fields == {"before": 1, "metadata": {"value": wanted}, "after": "x"}
 
 
-def test_foreign_text_is_asked_for_once():
+def test_d07_foreign_text_is_asked_for_once():
     asked = []
 
     class CarefulError(Exception):
@@ -502,7 +593,7 @@ def test_a_dict_that_another_thread_changes_keeps_what_was_read():
         (object(), "<object>"),
     ],
 )
-def test_keys_become_text(key, wanted):
+def test_d06_keys_become_text(key, wanted):
     for fields in (
         snapshot({"metadata": {key: [1]}})["metadata"],
         snapshot({key: 1}, foreign=False),
@@ -512,7 +603,7 @@ def test_keys_become_text(key, wanted):
         assert wanted is None or name == wanted
 
 
-def test_keys_that_look_alike_as_text_are_all_kept():
+def test_d06_keys_that_look_alike_as_text_are_all_kept():
     source = {1: "a", "1": "b", (1,): "c", b"1": "d", "1'1": "e"}
 
     metadata = snapshot({"metadata": source})["metadata"]
@@ -520,7 +611,7 @@ def test_keys_that_look_alike_as_text_are_all_kept():
     assert sorted(metadata.values()) == ["a", "b", "c", "d", "e"]
 
 
-def test_a_key_that_looks_like_the_marker_is_kept():
+def test_d06_a_key_that_looks_like_the_marker_is_kept():
     source = {TRUNCATED: "mine", **dict.fromkeys(map(str, range(5_000)))}
 
     metadata = snapshot({"metadata": source})["metadata"]

@@ -245,3 +245,41 @@ async def test_a_file_as_large_as_allowed_is_read(json_path):
     result = await fetch(json_path, JSON + " " * (8 * 1024 * 1024 - len(JSON)))
 
     assert result.document == DOCUMENT
+
+
+# --- signatures -----------------------------------------------------------------------------------
+
+
+async def fetch_signed(path, signature, secret="s" * 32):
+    path.write_text(JSON)
+    beside = path.with_name(f"{path.name}.sig")
+    if isinstance(signature, bytes):
+        beside.write_bytes(signature)
+    elif signature == "folder":
+        beside.mkdir()
+    context = make_context(rules_signing_secret=secret)
+    return await FileRules(FileSettings(path=path), context).fetch(None)
+
+
+async def test_l09_the_signature_stands_in_a_file_beside(json_path):
+    result = await fetch_signed(json_path, b"v1=00ff\n")
+
+    assert (result.content, result.signature) == (JSON.encode(), "v1=00ff")
+
+
+@pytest.mark.parametrize("signature", [None, b"\xff" * 100_000], ids=["none", "garbage"])
+async def test_l09_a_signature_that_is_none_leaves_the_judgement_to_the_core(json_path, signature):
+    result = await fetch_signed(json_path, signature)
+
+    assert isinstance(result, RuleSet)
+    assert len(result.signature or "") <= 1024
+
+
+async def test_l09_a_folder_in_place_of_the_signature_is_told(json_path):
+    assert isinstance(await fetch_signed(json_path, "folder"), Retry)
+
+
+async def test_l09_without_a_secret_no_signature_is_read(json_path):
+    result = await fetch_signed(json_path, b"v1=00ff", secret=None)
+
+    assert result.signature is None

@@ -318,6 +318,7 @@ class Destination:
             async with self._books_lock:
                 count = await self._store.ack(lease, [entry for entry, _ in chunk])
                 self.books.delivered += count
+                self.books.delivered_bytes += _size(chunk) if count else 0
                 if chunk[0][1].kind == "event":
                     self.books.delivered_events += count
             _forget(open_ids, chunk)

@@ -93,6 +93,11 @@ class Lanes(BufferStore):
         return None if self.durable is None or self._up else self._reason or "not open yet"
 
     @property
+    def failures(self) -> int:
+        """Failures of the durable store since it worked last."""
+        return self._failures
+
+    @property
     def resets(self) -> int:
         return self.durable.resets if self.durable is not None else 0
 

@@ -179,10 +179,16 @@ class Worker:
     def _call(self, callback: Callable[[], object]) -> bool:
         if self._loop is None:
             return False
+        # It writes to a socket, which the application may have instrumented.
+        inside = mark()
+        before = getattr(inside, "agent", False)
+        inside.agent = True
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:  # the loop is closed: the agent has ended
             return False
+        finally:
+            inside.agent = before
         return True
 
     # --- coroutines for `submit` ------------------------------------------------------------------
@@ -585,7 +591,7 @@ class Worker:
                 self._report_ok = await destination.report(status)
 
     async def _keep(self, keeper: RuleKeeper) -> None:
-        keeper.restore()
+        await keeper.restore()
         await self._rules_wanted.wait()
         while True:
             delay = await keeper.refresh()

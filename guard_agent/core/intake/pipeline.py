@@ -58,7 +58,7 @@ class _Step:
         """
         self.failures += 1
         if self.failures == 1:
-            logger.error("the enricher %r failed", self.name, exc_info=error)
+            logger.error("the enricher %r failed", self.name, exc_info=_without_text(error))
         if self.stage is not Stage.DERIVE:
             return DropReason.ENRICHER_FAILED
         if self.failures == _DISABLE_AFTER:
@@ -68,6 +68,17 @@ class _Step:
     @property
     def disabled(self) -> bool:
         return self.stage is Stage.DERIVE and self.failures >= _DISABLE_AFTER
+
+
+def _without_text(error: BaseException) -> Exception:
+    """
+    ``error`` for the log: its type and where it was raised.
+
+    What an enricher says of a record may be what was not redacted yet.
+    """
+    kind = type(error).__qualname__
+    shown = RuntimeError(f"{kind} (its text is not logged, because it may hold a secret)")
+    return shown.with_traceback(error.__traceback__)
 
 
 class Pipeline:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
-    from guard_agent.core.interfaces import Record
+    from guard_agent.core.interfaces import Kind, Record
 
 logger = logging.getLogger("guard_agent.ring")
 
@@ -75,18 +75,18 @@ class Ring:
         size = len(record.payload)
         with self._lock:
             if self._closed is not None:
-                self._ledger.accepted += 1
-                self._ledger.dropped[self._closed] += 1
+                self._book_drop(self._closed, record.kind)
                 return True
             if self._count >= self._max_records or self._bytes + size > self._max_bytes:
                 if not evict:
                     self._refused = True
                     return False
                 if not self._make_room(record.priority, size):
-                    self._ledger.accepted += 1
-                    self._ledger.dropped[DropReason.OVERFLOW] += 1
+                    self._book_drop(DropReason.OVERFLOW, record.kind)
                     return True
             self._ledger.accepted += 1
+            if record.kind == "metric":
+                self._ledger.accepted_metrics += 1
             self._queues[record.priority].append(record)
             self._queued_bytes[record.priority] += size
             self._count += 1
@@ -100,11 +100,17 @@ class Ring:
             self._on_wake()
         return True
 
-    def drop(self, reason: DropReason) -> None:
+    def drop(self, reason: DropReason, kind: Kind) -> None:
         """Book a record that was given up before it got here."""
         with self._lock:
-            self._ledger.accepted += 1
-            self._ledger.dropped[reason] += 1
+            self._book_drop(reason, kind)
+
+    def _book_drop(self, reason: DropReason, kind: Kind) -> None:
+        self._ledger.accepted += 1
+        self._ledger.dropped[reason] += 1
+        if kind == "metric":
+            self._ledger.accepted_metrics += 1
+            self._ledger.dropped_metrics += 1
 
     def wait_for_room(self, timeout: float) -> None:
         """
@@ -199,6 +205,11 @@ class Ring:
         return self._bytes
 
     @property
+    def metrics(self) -> int:
+        """Metrics that were not taken yet."""
+        return len(self._queues[Priority.METRIC])
+
+    @property
     def oldest(self) -> float | None:
         """Unix time at which the oldest record that waits was accepted."""
         with self._lock:
@@ -226,6 +237,7 @@ class Ring:
                 self._count -= 1
                 self._bytes -= length
                 self._ledger.dropped[DropReason.OVERFLOW] += 1
+                self._ledger.dropped_metrics += evicted.kind == "metric"
                 if self._count < self._max_records and self._bytes + size <= self._max_bytes:
                     return True
         return False  # not reached: there was enough to evict

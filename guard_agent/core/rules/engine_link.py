@@ -1,5 +1,6 @@
 """
-Asks the Guard engine, when it runs in this process, to take new rules at once.
+What the agent has to do with the Guard engine, when that runs in this process: it is asked to take
+new rules at once, and which proxies it trusts.
 
 The engine polls its agent once a minute at best. Its rule manager is found where the engine keeps
 it; an engine without one, or with another shape, simply goes on polling.
@@ -17,6 +18,7 @@ logger = logging.getLogger("guard_agent.rules")
 
 _ASYNC_MODULE = "guard_core.handlers.dynamic_rule_handler"
 _SYNC_MODULE = "guard_core.sync.handlers.dynamic_rule_handler"
+_MODULES = (_ASYNC_MODULE, _SYNC_MODULE)
 
 
 def update_rule_managers() -> None:
@@ -36,6 +38,20 @@ def update_rule_managers() -> None:
             ).start()
     except Exception:
         logger.debug("could not ask the engine to update its rules", exc_info=True)
+
+
+def trusted_proxies() -> list[str]:
+    """The proxies that the engine was told to trust; empty without an engine. Never raises."""
+    try:
+        managers = [manager for name in _MODULES if (manager := _manager(name)) is not None]
+        return [
+            str(proxy)
+            for manager in managers
+            for proxy in getattr(getattr(manager, "config", None), "trusted_proxies", None) or ()
+        ]
+    except Exception:
+        logger.debug("could not ask the engine for its proxies", exc_info=True)
+        return []
 
 
 def _manager(module: str) -> Any:

@@ -8,7 +8,7 @@ was not looked at here. What is refused leaves the last good set in force.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
+import hmac
 import logging
 import os
 import random
@@ -23,44 +23,45 @@ import orjson
 from pydantic import ValidationError
 
 from guard_agent.core.delivery.calls import Calls
-from guard_agent.core.delivery.gate import Gate
+from guard_agent.core.delivery.gate import Gate, GateState
 from guard_agent.core.interfaces import Paused, Retry, RuleSet, RuleSource, Unchanged
 from guard_agent.core.logs import one_line
 from guard_agent.core.models import DynamicRules
-from guard_agent.core.rules.patterns import dangerous
+from guard_agent.core.rules import bounds
+from guard_agent.core.rules.bounds import MAX_ENTRIES, Limits, RulesRefused
+from guard_agent.core.rules.judge import Judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+__all__ = ["MAX_ENTRIES", "RuleKeeper", "RulesRefused", "cache_path", "sign", "validate"]
+
 logger = logging.getLogger("guard_agent.rules")
 
 MIN_TTL = 60
 MAX_TTL = 86_400
-MAX_ENTRIES = 100_000
 MAX_PATTERNS = 1_000
-_BROADEST = {4: 8, 6: 16}
-_LOOPBACK: dict[int, Any] = {
-    4: ipaddress.ip_network("127.0.0.0/8"),
-    6: ipaddress.ip_network("::1/128"),
-}
-_MAPPED: Any = ipaddress.ip_network("::ffff:0:0/96")
+_MAX_PATTERN_LENGTH = 4_000
 _ALSO_ELSEWHERE = frozenset({"message", "timestamp", "version"})
 """Fields that an answer about something else, such as an error, may have as well."""
-_CHECK_SECONDS = 5.0
 _CLOCK_SKEW = timedelta(minutes=5)
 _FILE_LIMIT = 8 * 1024 * 1024
 _MAX_REFUSAL_PAUSE = 300.0
 _REFRESH_AT = 0.8
+_MAX_SHOWN = 10
+_STALE_AFTER = 3.0
+"""Rules are stale when nobody has confirmed them for so many intervals."""
+_SIGNATURE = "v1="
+_MAX_SIGNATURES = 4
+_SIGNED_FIELDS = ("timestamp", "expires_at")
 
 
-class RulesRefused(Exception):  # noqa: N818 - it is an answer, not an error of this program
-    """The document is not applied; the text says why."""
-
-
-def validate(document: Mapping[str, Any], now: datetime) -> DynamicRules:
+def validate(
+    document: Mapping[str, Any], now: datetime, limits: Limits | None = None
+) -> DynamicRules:
     """
-    The rules of a document, if every part of it is sound.
+    The rules of a document, if every part of it is sound; its patterns are judged elsewhere.
 
     Fields nobody knows are ignored and reported; ``ttl`` is brought into [60 s, 1 day].
 
@@ -92,10 +93,16 @@ def validate(document: Mapping[str, Any], now: datetime) -> DynamicRules:
     if "timestamp" in rules.model_fields_set and _aware(rules.timestamp) > now + _CLOCK_SKEW:
         msg = "timestamp: lies in the future; compare the clocks of collector and app"
         raise RulesRefused(msg)
-    for field in ("ip_blacklist", "ip_whitelist", "emergency_whitelist"):
-        _check_addresses(field, getattr(rules, field))
-    _check_limits(rules)
-    _check_patterns(rules)
+    for field in bounds.PATTERNS:
+        patterns: list[str] = getattr(rules, field)
+        if len(patterns) > MAX_PATTERNS:
+            msg = f"{field}: more than {MAX_PATTERNS} entries"
+            raise RulesRefused(msg)
+        for pattern in patterns:
+            if len(pattern) > _MAX_PATTERN_LENGTH:
+                msg = f"{field}: {pattern[:80]!r} is longer than {_MAX_PATTERN_LENGTH} characters"
+                raise RulesRefused(msg)
+    bounds.check(rules, limits or Limits())
     ttl = min(max(rules.ttl, MIN_TTL), MAX_TTL)
     return rules if ttl == rules.ttl else rules.model_copy(update={"ttl": ttl})
 
@@ -116,65 +123,32 @@ def _aware(value: datetime) -> datetime:
     return value if value.tzinfo else value.replace(tzinfo=timezone.utc)
 
 
-def _check_addresses(field: str, entries: list[str]) -> None:
-    if len(entries) > MAX_ENTRIES:
-        msg = f"{field}: more than {MAX_ENTRIES} entries"
+def sign(content: bytes, secret: str) -> str:
+    """The signature of a rule document, as it travels: ``v1=<hex HMAC-SHA256 of the bytes>``."""
+    return _SIGNATURE + hmac.new(secret.encode(), content, hashlib.sha256).hexdigest()
+
+
+def _check_signature(content: bytes | None, signature: str | None, secret: str) -> None:
+    if content is None or not signature:
+        msg = "the document is not signed, and rules_signing_secret is set"
         raise RulesRefused(msg)
-    for entry in entries:
-        try:
-            network = ipaddress.ip_network(entry)
-        except ValueError as error:
-            msg = f"{field}: {error}"
-            raise RulesRefused(msg) from None
-        if network.prefixlen < _BROADEST[network.version]:
-            msg = (
-                f"{field}: {entry} covers too much of the internet "
-                f"(broader than /{_BROADEST[network.version]})"
-            )
-            raise RulesRefused(msg)
-        if network.version == 6 and network.overlaps(_MAPPED):
-            msg = f"{field}: {entry} stands for IPv4 addresses; write them as such"
-            raise RulesRefused(msg)
-        if field == "ip_blacklist" and network.overlaps(_LOOPBACK[network.version]):
-            msg = f"{field}: {entry} holds loopback addresses"
-            raise RulesRefused(msg)
-
-
-def _check_limits(rules: DynamicRules) -> None:
-    for name in ("ip_ban_duration", "global_rate_limit", "global_rate_window"):
-        value = getattr(rules, name)
-        if value is not None and value < 1:
-            msg = f"{name}: must be at least 1"
-            raise RulesRefused(msg)
-    for path, (requests, window) in rules.endpoint_rate_limits.items():
-        if requests < 1 or window < 1:
-            msg = f"endpoint_rate_limits.{path}: requests and window must be at least 1"
-            raise RulesRefused(msg)
-
-
-def _check_patterns(rules: DynamicRules) -> None:
-    end = time.monotonic() + _CHECK_SECONDS
-    for field in ("suspicious_patterns", "blocked_user_agents"):
-        patterns: list[str] = getattr(rules, field)
-        if len(patterns) > MAX_PATTERNS:
-            msg = f"{field}: more than {MAX_PATTERNS} entries"
-            raise RulesRefused(msg)
-        for pattern in patterns:
-            if (reason := dangerous(pattern)) is not None:
-                msg = f"{field}: {pattern[:80]!r} {reason}"
-                raise RulesRefused(msg)
-            if time.monotonic() > end:
-                msg = f"{field}: takes more than {_CHECK_SECONDS:.0f} s to check"
-                raise RulesRefused(msg)
+    expected = sign(content, secret).encode()
+    # While the secret is replaced there may be one signature for each.
+    given = [part.strip().encode() for part in signature.split(",")[:_MAX_SIGNATURES]]
+    if not any(hmac.compare_digest(part, expected) for part in given):
+        msg = "the signature does not fit the document: compare rules_signing_secret"
+        raise RulesRefused(msg)
 
 
 class RuleKeeper:
     """
     Keeps the rules of one source up to date.
 
-    While deliveries to the same collector rest, it rests too: ``gate`` is theirs. The other way
-    round it only passes on that the collector asked for less; a project without rules, or a rule
-    service that is down, must not hold up a single event.
+    It asks through the gate of the deliveries to the same collector, ``gate``: while that rests,
+    because of an outage or a refused key, so do the rules, and while it probes, one request at a
+    time is the probe, theirs or this one. While it is closed it only learns that the collector
+    asked for less: a project without rules, or a rule service that is down, must not hold up a
+    single event. For those there is a gate of its own.
 
     ``refresh`` runs on the agent's loop; ``current`` may be read from any thread and never waits.
     """
@@ -202,6 +176,9 @@ class RuleKeeper:
             failure_threshold=config.retry_attempts + 1,
         )
         self._cache = cache
+        self._limits = Limits.of(config)
+        self._secret = config.rules_signing_secret
+        self._judge = Judge()
         self._on_change = on_change
         self._clock = clock
         self._now = now
@@ -210,8 +187,12 @@ class RuleKeeper:
         self._calls = Calls(1.25 * config.timeout)
         self._opened = False
         self._defect_logged = False
-        self._refusals = 0
         self._last_refused: str | None = None
+        self._left_out: list[str] = []
+        self._received_at: float | None = None
+        self._confirmed_at: float | None = None
+        self._unsaved: Mapping[str, Any] | None = None
+        self._disk_failing = False
 
     @property
     def current(self) -> DynamicRules | None:
@@ -219,18 +200,47 @@ class RuleKeeper:
         rules = self._rules
         return None if rules is None or is_expired(rules, self._now()) else rules
 
-    def restore(self) -> None:
+    def describe(self) -> dict[str, Any]:
+        """What an operator should see: which rules are in force, and how old they are."""
+        rules, now = self._rules, self._clock()
+        facts: dict[str, Any] = {"in_force": self.current is not None, "stale": self.stale}
+        if rules is not None:
+            facts |= {
+                "rule_id": one_line(rules.rule_id),
+                "version": rules.version,
+                "expires_at": rules.expires_at,
+                "age_seconds": _elapsed(self._received_at, now),
+                "unconfirmed_seconds": _elapsed(self._confirmed_at, now),
+                "switches": bounds.switches_of(rules),
+                "left_out": self._left_out[:_MAX_SHOWN],
+                "left_out_count": len(self._left_out),
+            }
+        return facts | {"error": self.last_error}
+
+    @property
+    def stale(self) -> bool:
+        """Whether rules are in force that the source has not confirmed for a while."""
+        since = self._confirmed_at if self._confirmed_at is not None else self._received_at
+        if self.current is None or since is None:
+            return False
+        return self._clock() - since > _STALE_AFTER * max(self._pace(), MIN_TTL)
+
+    async def restore(self) -> None:
         """Take the last good set from disk, so that a restart in an outage is protected too."""
         if self._cache is None:
             return
         try:
             if self._cache.stat().st_size > _FILE_LIMIT:
                 return
-            document = orjson.loads(self._cache.read_bytes())
-            rules = validate(document, self._now())
+            content = self._cache.read_bytes()
+            if self._secret is not None:
+                signature, _, content = content.partition(b"\n")
+                _check_signature(content, signature.decode("ascii", "replace"), self._secret)
+            document = orjson.loads(content)
+            rules, left_out = await self._judged(document)
         except (OSError, ValueError, RulesRefused):
             return  # none, or no longer good: the source will tell
-        self._set(rules)
+        self._set(rules, left_out)
 
     async def refresh(self) -> float:
         """
@@ -239,33 +249,55 @@ class RuleKeeper:
         Returns:
             Seconds until the next refresh.
         """
-        if (delay := self._deliveries.delay(self._clock())) > 0:
+        probing = self._deliveries.state is not GateState.CLOSED
+        if (delay := self._acquire()) > 0:
             return max(delay, 0.05)
-        if (delay := self._gate.acquire(self._clock())) > 0:
-            return max(delay, 0.05)
-        result = await self._fetch()
+        result: RuleSet | Unchanged | Retry | Paused | None = None
+        try:
+            result = await self._fetch()
+        finally:
+            self._tell_deliveries(result, probing=probing)
         if isinstance(result, (Retry, Paused)):
             return self._unavailable(result)
         self._gate.succeeded()
         self.fetched += 1
         self.last_update = time.time()
+        self._save()
         if isinstance(result, Unchanged):
-            self._refusals = 0
+            if self._validator is not None:  # else it is unchanged against nothing
+                self._confirmed_at = self._clock()
             self.last_error = None
             return self._next()
         try:
-            rules = validate(result.document, self._now())
-            self._check_version(rules)
+            await self._take(result)
         except RulesRefused as refusal:
             return self._refused(str(refusal))
-        self._refusals = 0
+        return self._next()
+
+    def _acquire(self) -> float:
+        """Ask both gates for one request; returns 0, or the seconds to wait."""
+        now = self._clock()
+        if (delay := self._gate.delay(now)) > 0:
+            return delay
+        if (delay := self._deliveries.acquire(now)) > 0:
+            return delay
+        if (delay := self._gate.acquire(now)) > 0:
+            self._deliveries.cancelled()
+        return delay
+
+    async def _take(self, result: RuleSet) -> None:
+        if self._secret is not None:
+            _check_signature(result.content, result.signature, self._secret)
+        rules, left_out = await self._judged(result.document)
+        self._check_version(rules)
         self._last_refused = None
         self.last_error = None
         self._validator = result.validator
-        if not _same(rules, self._rules):
-            self._set(rules)
-            self._save(result.document)
-        return self._next()
+        self._confirmed_at = self._clock()
+        if not _same(rules, self._rules) or left_out != self._left_out:
+            self._set(rules, left_out)
+            self._unsaved = result.document
+            self._save()
 
     async def close(self) -> None:
         """Close the source."""
@@ -294,10 +326,50 @@ class RuleKeeper:
             return result
         return Retry(f"the rule source returned {type(result).__name__}")
 
+    def _tell_deliveries(
+        self, result: RuleSet | Unchanged | Retry | Paused | None, *, probing: bool
+    ) -> None:
+        """What their gate learns from a request for rules."""
+        gate, now = self._deliveries, self._clock()
+        if isinstance(result, Retry) and result.throttled:
+            gate.failed(result, now)
+        elif not probing:
+            return
+        elif isinstance(result, Retry) and gate.state is GateState.HALF_OPEN:
+            gate.failed(result, now)
+        elif isinstance(result, Paused) and gate.state is GateState.PAUSED:
+            # The pause goes on, for their reason: a missing rule service is not a refused key.
+            gate.failed(Paused(gate.reason or result.reason), now)
+        else:
+            gate.cancelled()  # nothing that is true of records as well
+
+    async def _judged(self, document: Mapping[str, Any]) -> tuple[DynamicRules, list[str]]:
+        """
+        The rules of a document without the patterns that are too slow, and what those are.
+
+        Raises:
+            RulesRefused: as `validate`, or because of a pattern.
+        """
+        rules = validate(document, self._now(), self._limits)
+        if self._secret is not None:
+            self._check_fresh(rules)
+        verdicts = await self._judge(bounds.keys_of(rules))
+        kept, left_out = bounds.check_patterns(rules, verdicts, self._limits)
+        return (rules.model_copy(update=kept) if left_out else rules), left_out
+
+    def _check_fresh(self, rules: DynamicRules) -> None:
+        """A signature stays good for ever, so what is signed must say for how long it is meant."""
+        for name in _SIGNED_FIELDS:
+            if name not in rules.model_fields_set or getattr(rules, name) is None:
+                msg = f"{name}: signed rules must have it, or they could be sent again for ever"
+                raise RulesRefused(msg)
+        known = self._rules
+        if known is not None and _aware(rules.timestamp) < _aware(known.timestamp):
+            msg = "timestamp: the document was signed before the one that is known"
+            raise RulesRefused(msg)
+
     def _unavailable(self, result: Retry | Paused) -> float:
         delay = self._gate.failed(result, self._clock())
-        if isinstance(result, Retry) and result.throttled:
-            self._deliveries.failed(result, self._clock())
         reason = one_line(result.reason)
         if self.last_error is None:
             logger.warning("rules from %s are not available: %s", self.name, reason)
@@ -310,7 +382,6 @@ class RuleKeeper:
             logger.error("rules from %s are refused, the last good set stays: %s", self.name, clean)
         self._last_refused = clean
         self.last_error = clean
-        self._refusals += 1
         return min(self._next(), _MAX_REFUSAL_PAUSE)
 
     def _check_version(self, rules: DynamicRules) -> None:
@@ -322,40 +393,67 @@ class RuleKeeper:
             raise RulesRefused(msg)
 
     def _next(self) -> float:
-        interval = self.source.interval
-        if self._rules is not None:
-            interval = min(interval, self._rules.ttl * _REFRESH_AT)
         # +-20 %, so that a fleet that started together does not ask together.
-        return max(0.1, interval * (0.8 + 0.4 * random.random()))  # noqa: S311 - no secret
+        return max(0.1, self._pace() * (0.8 + 0.4 * random.random()))  # noqa: S311 - no secret
 
-    def _set(self, rules: DynamicRules) -> None:
+    def _pace(self) -> float:
+        """Seconds between two refreshes."""
+        interval = self.source.interval
+        return interval if self._rules is None else min(interval, self._rules.ttl * _REFRESH_AT)
+
+    def _set(self, rules: DynamicRules, left_out: list[str]) -> None:
         known = self._rules
         self._rules = rules
+        self._received_at = self._clock()
+        name = one_line(rules.rule_id)
         if known is None or (known.rule_id, known.version) != (rules.rule_id, rules.version):
-            logger.info("rules %s version %d are in force", one_line(rules.rule_id), rules.version)
-        switches = _switches(rules)
-        if switches and (known is None or switches != _switches(known)):
-            name = one_line(rules.rule_id)
+            logger.info("rules %s version %d are in force", name, rules.version)
+        switches = bounds.switches_of(rules)
+        if switches and (known is None or switches != bounds.switches_of(known)):
             logger.warning("rules %s change what protects the app: %s", name, ", ".join(switches))
+        if left_out and left_out != self._left_out:
+            logger.warning(
+                "rules %s: %d patterns are left out, because they could stop the app: %s",
+                name,
+                len(left_out),
+                "; ".join(left_out[:_MAX_SHOWN]),
+            )
+        self._left_out = left_out
         self._on_change(rules)
 
-    def _save(self, document: Mapping[str, Any]) -> None:
-        if self._cache is None:
+    def _save(self) -> None:
+        """Bring the last good set to disk; when that fails the next refresh tries again."""
+        if self._cache is None or self._unsaved is None:
             return
         try:
-            self._cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, name = tempfile.mkstemp(dir=self._cache.parent, prefix=".rules-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(orjson.dumps(dict(document), default=str))
-                os.replace(name, self._cache)  # noqa: PTH105 - the pair of mkstemp
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(name)  # noqa: PTH108 - the pair of mkstemp
-                raise
+            content = orjson.dumps(dict(self._unsaved), default=str)
+            if self._secret is not None:
+                content = sign(content, self._secret).encode() + b"\n" + content
+            _replace(self._cache, content)
         except (OSError, TypeError) as error:
-            logger.info("cannot keep the rules on disk: %s", error)
-            self._cache = None
+            if not self._disk_failing:
+                logger.info("cannot keep the rules on disk, trying again: %s", error)
+            self._disk_failing = True
+            return
+        self._disk_failing = False
+        self._unsaved = None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".rules-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)  # noqa: PTH105 - the pair of mkstemp
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)  # noqa: PTH108 - the pair of mkstemp
+        raise
+
+
+def _elapsed(since: float | None, now: float) -> float | None:
+    return None if since is None else round(now - since, 3)
 
 
 def _same(rules: DynamicRules, known: DynamicRules | None) -> bool:
@@ -363,15 +461,6 @@ def _same(rules: DynamicRules, known: DynamicRules | None) -> bool:
         # It is the time of reading then.
         rules = rules.model_copy(update={"timestamp": known.timestamp})
     return rules == known
-
-
-def _switches(rules: DynamicRules) -> list[str]:
-    """What a person should know of: protection that is off, and everybody locked out."""
-    off = ("enable_penetration_detection", "enable_ip_banning", "enable_rate_limiting")
-    on = ("emergency_mode", "emergency_whitelist_only")
-    return [f"{name}=false" for name in off if getattr(rules, name) is False] + [
-        f"{name}=true" for name in on if getattr(rules, name)
-    ]
 
 
 def cache_path(folder: Path, source: RuleSource) -> Path:

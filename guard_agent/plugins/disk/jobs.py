@@ -9,6 +9,7 @@ import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from guard_agent import mute_thread
 from guard_agent.plugins.disk.folder import DiskStoreError
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 def _work(queue: SimpleQueue[Job | None]) -> None:
+    mute_thread()
     while (job := queue.get()) is not None:
         job.run()
         del job  # an idle thread holds no records

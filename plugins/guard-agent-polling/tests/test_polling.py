@@ -21,7 +21,7 @@ async def test_rules_come_as_they_are_with_their_etag(fetch, kit):
         kit.reply(200, RULES, 'ETag: W/"3"'), config={"project_id": "shop"}
     )
 
-    assert result == RuleSet(RULES, 'W/"3"')
+    assert (result.document, result.validator) == (RULES, 'W/"3"')
     assert DynamicRules(**result.document).version == 3
     (head,) = collector.requests
     assert head.startswith("get /api/v1/rules http/1.1\r\n")
@@ -32,7 +32,7 @@ async def test_rules_come_as_they_are_with_their_etag(fetch, kit):
     assert "content-type" not in head
 
 
-async def test_what_is_known_is_asked_for_and_unchanged(fetch, kit):
+async def test_l11_what_is_known_is_asked_for_and_unchanged(fetch, kit):
     result, collector = await fetch(kit.reply(304, b"", 'ETag: W/"3"'), known='W/"3"')
 
     assert result == Unchanged()
@@ -40,12 +40,14 @@ async def test_what_is_known_is_asked_for_and_unchanged(fetch, kit):
 
 
 @pytest.mark.parametrize("status", [200, 204])
-async def test_an_empty_answer_is_unchanged(fetch, kit, status):
+async def test_l07_an_empty_answer_is_unchanged(fetch, kit, status):
     assert (await fetch(kit.reply(status)))[0] == Unchanged()
 
 
 async def test_rules_without_an_etag_are_rules(fetch, kit):
-    assert (await fetch(kit.reply(200, {})))[0] == RuleSet({}, None)
+    result, _ = await fetch(kit.reply(200, {}))
+
+    assert (result.document, result.validator) == ({}, None)
 
 
 @pytest.mark.parametrize("known", ["a\r\nX-Evil: 1", "ü", "", "x" * 5000])
@@ -61,14 +63,26 @@ async def test_a_validator_that_fits_no_header_is_not_sent(fetch, kit, known):
 
 
 async def test_an_etag_without_bounds_is_not_kept(fetch, kit):
-    assert (await fetch(kit.reply(200, RULES, "ETag: " + "x" * 5000)))[0] == RuleSet(RULES, None)
+    result, _ = await fetch(kit.reply(200, RULES, "ETag: " + "x" * 5000))
+
+    assert (result.document, result.validator) == (RULES, None)
+
+
+async def test_l09_the_signature_comes_along_with_the_bytes_it_is_for(fetch, kit):
+    body = b'{ "rule_id" : "r" }'
+
+    result, _ = await fetch(kit.reply(200, body, "X-Rules-Signature: v1=00ff"))
+    assert (result.content, result.signature) == (body, "v1=00ff")
+
+    result, _ = await fetch(kit.reply(200, body))
+    assert result.signature is None
 
 
 @pytest.mark.parametrize(
     "body",
     [b"[]", b"null", b"7", b'"rules"', b"<html>", b'{"version": 1', b"\xff", b"[" * 100_000],
 )
-async def test_what_is_no_json_object_is_asked_for_again(fetch, kit, body):
+async def test_l01_what_is_no_json_object_is_asked_for_again(fetch, kit, body):
     result, _ = await fetch(kit.reply(200, body))
 
     assert isinstance(result, Retry)
@@ -148,7 +162,7 @@ async def test_c18_a_file_of_tls_that_is_missing_is_named(kit, tmp_path, setting
     await source.close()
 
 
-def test_it_shares_the_gate_of_its_collector(kit, tmp_path):
+def test_l11_it_shares_the_gate_of_its_collector(kit, tmp_path):
     source = kit.source(tmp_path, {"endpoint": "https://c.example.com/guard"})
 
     assert source.collector == "https://c.example.com:443"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from guard_agent_redaction import NOT_INSPECTED
 from guard_agent_redaction.names import SensitiveNames
-from guard_agent_redaction.redactor import MAX_DEPTH, MAX_LEVELS, Redactor
+from guard_agent_redaction.redactor import MAX_DEPTH, MAX_LEVELS, MAX_SIZE, Redactor
 
 SIZE = 65_536
 
@@ -26,6 +26,7 @@ UNITS = [
     'name="password"\n', 'name="password"\r\nx\n', '"name":"token","value":', "<password>",
     "token>", " ", "\n", "\r", "\x00", "github_pat_", "ghp_", "AKIA", "AIza", "xox", "key ",
     "api key: ", "code=", "sig=a1", "sig='a1", "[REDACTED]", "password=[REDACTED]", "password=[",
+    "password:           ", "secret: a b", "(token=", "not ", ". A", "\\u0061", "\\x3d",
     "auth={", "authorization=", "x-api-key:", "\ud800",
 ]  # fmt: skip
 
@@ -89,7 +90,52 @@ def test_percent_encoding_of_many_levels_is_not_passed(redact):
     ],
 )
 def test_text_beyond_the_budget_is_not_passed(redact, text):
-    assert redact({"reason": text})["reason"] == NOT_INSPECTED
+    result = redact({"reason": text})["reason"]
+
+    assert result.endswith(NOT_INSPECTED)
+    assert len(result) <= MAX_SIZE
+
+
+@pytest.mark.parametrize(
+    ("before", "secret"),
+    [
+        ("password=", "hunter2hunter2"),
+        ("Authorization: Bearer ", "canarycanarycanary"),
+        ("card ", "4111 1111 1111 1111"),
+        ("-----BEGIN PRIVATE KEY-----\n", "canary" * 100),
+        ('{"a": {"password": "', "canary canary canary"),
+    ],
+)
+@pytest.mark.parametrize("shift", range(0, 700, 7))
+def test_no_part_of_a_secret_passes_at_a_cut(redact, before, secret, shift):
+    text = "x " * ((MAX_SIZE - shift) // 2) + before + secret + " y" * MAX_SIZE
+    result = redact({"reason": text})["reason"]
+
+    assert result.endswith(NOT_INSPECTED)
+    assert secret[:6] not in result
+
+
+def test_all_texts_of_a_record_share_one_budget(redact):
+    """Else many texts would cost what one may not."""
+    record = redact({"metadata": ["token=abc&" * 100 for _ in range(50)]})
+
+    assert record["metadata"][0] == "token=[REDACTED]&" * 100
+    assert record["metadata"][49] == NOT_INSPECTED
+    assert redact({"reason": "token=abc&b=c"})["reason"] == "token=[REDACTED]&b=c"
+
+
+def test_a_hostile_field_does_not_hide_what_happened(redact):
+    hostile = {"user_agent": "token=abc&" * 6_500, "path": "a=b&" * 10_000}
+    told = {
+        "endpoint": "/login?token=abc",
+        "reason": "SQL injection in the body",
+        "new key": "x y z",
+    }
+    record = redact({**hostile, **told})
+
+    assert record["endpoint"] == "/login?token=[REDACTED]"
+    assert record["reason"] == told["reason"]
+    assert record["new key"] == "x y z"
 
 
 def test_json_in_a_text_beyond_the_depth_is_not_passed(redact):

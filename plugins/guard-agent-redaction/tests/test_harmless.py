@@ -83,6 +83,9 @@ TEXTS = [
     "São Paulo, ½ ﬁne, 東京",
     "100% of tokens used",
     "The secretary's password policy: rotate yearly",
+    "password:            a=b",
+    "password: \x0b\x0c a=b",
+    r"\x3cscript\x3e and \u00e9",
     "[REDACTED]",
     "",
 ]

@@ -79,6 +79,43 @@ TEXTS = {
     "prose session": (f"session: {SECRET} ended", [SECRET], ["ended"]),
     "prose two words": (f"API key: {SECRET}", [SECRET], ["API key: "]),
     "prose quoted": (f"ValueError: password='a {SECRET}' bad", [SECRET], ["bad"]),
+    "prose two words quoted": (
+        f"ValueError('API key: {SECRET}')",
+        [SECRET],
+        ["ValueError('API key: "],
+    ),
+    "prose several words": (
+        f"login with password: correct {SECRET} battery, retry",
+        ["correct", SECRET, "battery"],
+        ["login with password: [REDACTED], retry"],
+    ),
+    "prose several words, then a pair": (
+        f"secret: correct {SECRET} user=bob",
+        ["correct", SECRET],
+        ["secret: [REDACTED] user=bob"],
+    ),
+    "prose several words, then a sentence": (
+        f"Password: correct {SECRET}. The login failed",
+        ["correct", SECRET],
+        ["Password: [REDACTED]. The login failed"],
+    ),
+    "prose message that tells": (f"password: not {SECRET}", [SECRET], ["password: [REDACTED]"]),
+    "prose in brackets": (f"failed (token={SECRET}) twice", [SECRET], ["(token=[REDACTED]) twice"]),
+    "prose in quotes": (f"'login token: {SECRET}'", [SECRET], ["'login token: [REDACTED]'"]),
+    "prose end of sentence": (f"failed with token={SECRET}. Next", [SECRET], ["[REDACTED]. Next"]),
+    "prose comma": (f"token: {SECRET}, retry", [SECRET], ["token: [REDACTED], retry"]),
+    "bearer with other signs": (f"Bearer a*b!{SECRET}.", ["a*b", SECRET], ["Bearer [REDACTED]."]),
+    "url userinfo with other signs": (
+        f"redis://app:a#b?{SECRET}@db.test/x",
+        ["a#b", SECRET],
+        ["redis://[REDACTED]@db.test/x"],
+    ),
+    "aws key with its secret": (
+        f"AKIAIOSFODNN7EXAMPLE:{'wJalrXUtnFEMI/K7MDENG+'}{SECRET}{'a'}",
+        ["AKIAIOSFODNN7EXAMPLE", SECRET],
+        [],
+    ),
+    "escaped name": (f"got 'p\\u0430ssword': '{SECRET}' and p\\x61ssword={SECRET}", [SECRET], []),
     "prose full width": (
         f"\uff50\uff41\uff53\uff53\uff57\uff4f\uff52\uff44\uff1d{SECRET}",
         [SECRET],

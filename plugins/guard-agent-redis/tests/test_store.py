@@ -354,7 +354,7 @@ async def cancelled_after(steps, work):
     return True
 
 
-async def test_a_cancelled_append_did_not_happen(server, kit):
+async def test_p08_a_cancelled_append_did_not_happen(server, kit):
     """The agent keeps the records, and would otherwise bring them a second time."""
     async with kit.opened(server.url) as store:
         for amount in (1, 300):
@@ -370,7 +370,7 @@ async def test_a_cancelled_append_did_not_happen(server, kit):
             assert len(await kit.drain(store)) == expected
 
 
-async def test_a_cancelled_lease_is_given_back(server, kit):
+async def test_p08_a_cancelled_lease_is_given_back(server, kit):
     async with kit.opened(server.url) as store:
         await store.append(make_records(10), evict=True)
         for steps in range(1000):
@@ -381,7 +381,7 @@ async def test_a_cancelled_lease_is_given_back(server, kit):
         assert steps > 3
 
 
-async def test_a_cancelled_ack_leaves_nothing_half_done(server, kit):
+async def test_p08_a_cancelled_ack_leaves_nothing_half_done(server, kit):
     async with kit.opened(server.url) as store:
         for steps in range(1000):
             await store.append(make_records(10), evict=True)

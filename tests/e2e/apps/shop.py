@@ -25,7 +25,8 @@ CONFIG = {
     "auto_ban_threshold": 2,
     "auto_ban_duration": 600,
     "trusted_proxies": ("127.0.0.1",),
-    "enable_redis": False,
+    "enable_redis": "SHOP_REDIS" in os.environ,
+    "redis_url": os.environ.get("SHOP_REDIS", "redis://localhost:6379"),
 }
 
 

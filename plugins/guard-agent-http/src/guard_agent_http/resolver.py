@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from guard_agent import mute_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -64,6 +66,7 @@ class ThreadResolver(AbstractResolver):
             _settle(future, outcome)
 
         def run() -> None:
+            mute_thread()
             outcome = self._look_up(key)
             try:
                 loop.call_soon_threadsafe(finish, outcome)

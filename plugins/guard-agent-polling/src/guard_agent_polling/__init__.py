@@ -21,6 +21,7 @@ __all__ = ["PollingSettings", "PollingSource"]
 _PATH = "/api/v1/rules"
 _MAX_ANSWER_BYTES = 8 * 1024 * 1024
 _MAX_VALIDATOR = 512
+_SIGNATURE = "X-Rules-Signature"
 
 
 class PollingSettings(CollectorSettings):
@@ -90,7 +91,12 @@ def _verdict(  # noqa: PLR0911 - one return per kind of result
         return Retry(f"protocol: {error}")
     if not isinstance(document, dict):
         return Retry("protocol: the rules are not a JSON object")
-    return RuleSet(document, _usable_validator(answer.headers.get("ETag")))
+    return RuleSet(
+        document,
+        _usable_validator(answer.headers.get("ETag")),
+        content=answer.body,
+        signature=answer.headers.get(_SIGNATURE),
+    )
 
 
 def _usable_validator(text: str | None) -> str | None:

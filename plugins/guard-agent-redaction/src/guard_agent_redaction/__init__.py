@@ -1,15 +1,18 @@
 """
 Enricher that removes secrets from events and metrics before anything keeps or sends them.
 
-`names` says which names are sensitive, `shapes` and `pairs` find secrets in texts, `redactor`
-walks through the records.
+`names` says which names are sensitive, `shapes` and `pairs` find secrets in texts, `policies` is
+what the owner decided about single fields, `pseudonyms` makes keyed hashes, and `redactor` walks
+through the records.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from guard_agent import (
     Enricher,
@@ -20,10 +23,35 @@ from guard_agent import (
     hookimpl,
 )
 from guard_agent_redaction.names import SensitiveNames, squash
+from guard_agent_redaction.policies import Policies, check_changeable, parse_path, parse_policy
+from guard_agent_redaction.pseudonyms import Pseudonyms, check_key
 from guard_agent_redaction.redactor import NOT_INSPECTED, Redactor
 from guard_agent_redaction.shapes import REDACTED
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["NOT_INSPECTED", "REDACTED", "RedactionEnricher", "RedactionSettings"]
+
+
+def _checked_path(value: str) -> str:
+    check_changeable(value)
+    return value
+
+
+def _checked_allowed_path(value: str) -> str:
+    parse_path(value)
+    return value
+
+
+def _checked_policy(value: str) -> str:
+    parse_policy(value)
+    return value
+
+
+_Path = Annotated[str, AfterValidator(_checked_path)]
+_AllowedPath = Annotated[str, AfterValidator(_checked_allowed_path)]
+_Policy = Annotated[str, AfterValidator(_checked_policy)]
 
 
 class RedactionSettings(PluginSettings):
@@ -46,6 +74,64 @@ class RedactionSettings(PluginSettings):
             "of the host: keep them linear"
         ),
     )
+
+    fields: dict[_Path, _Policy] = Field(
+        default_factory=dict,
+        description=(
+            "What becomes of single fields: a dotted path, such as metadata.user.email, and "
+            "'keep', 'drop', 'hash' or 'truncate:<characters>'; '*' in a path is any one name"
+        ),
+    )
+    allow: list[_AllowedPath] | None = Field(
+        default=None,
+        description=(
+            "Paths of the fields that may stay; every other one is dropped. Without it all stay. "
+            "What stays is redacted nevertheless"
+        ),
+    )
+    hash_ip: bool = Field(
+        default=False,
+        description="Replace IP addresses, wherever they stand, by a keyed hash; needs hash_key",
+    )
+    hash_key: SecretStr | None = Field(
+        default=None,
+        validate_default=True,
+        description="Secret of at least 32 characters for 'hash' and hash_ip; the same everywhere",
+    )
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _flatten(cls, value: Any) -> Any:
+        # TOML makes tables of what has dots in it: a.b = "hash" without quotes is the same to us.
+        return dict(_flat(value, ())) if isinstance(value, Mapping) else value
+
+    @field_validator("fields")
+    @classmethod
+    def _check_fields(cls, value: dict[str, str]) -> dict[str, str]:
+        paths: dict[tuple[str, ...], str] = {}
+        for path in value:
+            same = paths.setdefault(parse_path(path), path)
+            if same != path:
+                msg = f"{same!r} and {path!r} are the same field; remove one of them"
+                raise ValueError(msg)
+        return value
+
+    @field_validator("hash_key")
+    @classmethod
+    def _check_hash_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None:
+            check_key(value.get_secret_value())
+            return value
+        hashed = [path for path, policy in info.data.get("fields", {}).items() if policy == "hash"]
+        reason = "hash_ip is on" if info.data.get("hash_ip") else None
+        if reason or hashed:
+            msg = (
+                f"is required, because {reason or f'{hashed[0]} is hashed'}: without a secret key "
+                "anybody could try all values and compare. Set it to at least 32 random "
+                "characters, the same for all processes, as in ${env:GUARD_HASH_KEY}"
+            )
+            raise ValueError(msg)
+        return None
 
     @field_validator("names", "keep")
     @classmethod
@@ -89,8 +175,32 @@ class RedactionEnricher(Enricher):
             extra=self.settings.names,
             keep=self.settings.keep,
         )
-        patterns = [re.compile(pattern) for pattern in self.settings.patterns]
-        return Redactor(names, patterns).record
+        settings = self.settings
+        policies = {path: parse_policy(text) for path, text in settings.fields.items()}
+        key = settings.hash_key
+        pseudonyms = (
+            Pseudonyms(key.get_secret_value(), self.context.config.project_id or "")
+            if key is not None
+            else None
+        )
+        decided = bool(policies) or settings.allow is not None or settings.hash_ip
+        return Redactor(
+            names,
+            [re.compile(pattern) for pattern in settings.patterns],
+            Policies(policies, settings.allow, pseudonyms, hash_ip=settings.hash_ip)
+            if decided
+            else None,
+            pseudonyms if settings.hash_ip else None,
+        ).record
+
+
+def _flat(value: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        here = (*path, str(name))
+        if isinstance(item, Mapping):
+            yield from _flat(item, here)
+        else:
+            yield ".".join(here), item
 
 
 @hookimpl

@@ -137,6 +137,10 @@ class SensitiveNames:
             ("authorization", "cookie", "passphrase", "seedphrase", "mnemonic")
         )
 
+    def is_fixed(self, name: str) -> bool:
+        """Whether ``name`` is one of those that cannot be overruled."""
+        return not self._always.isdisjoint(_spellings(name))
+
     def _decide(self, name: str) -> int:
         literal = _BYTES_LITERAL.fullmatch(name)
         if literal:
@@ -144,9 +148,7 @@ class SensitiveNames:
         if "/" in name:  # a path such as /oauth/token, not a name
             return HARMLESS
         whole = squash(name)
-        spellings = {whole, whole.rstrip("0123456789"), whole.removeprefix("http")}
-        last = re.split(r"[.:\[\]]+", name.rstrip("]"))[-1]
-        spellings.add(squash(last))
+        spellings = _spellings(name)
         if spellings & self._always:
             return SECRET
         if spellings & self._keep:
@@ -157,3 +159,10 @@ class SensitiveNames:
             return SECRET
         words = _WORDS.findall(name if name.isascii() else unmask(name))
         return SECRET if words and words[-1].lower() in _LAST_WORDS else HARMLESS
+
+
+def _spellings(name: str) -> set[str]:
+    """The names that ``name`` may be another way to write."""
+    whole = squash(name)
+    last = re.split(r"[.:\[\]]+", name.rstrip("]"))[-1]
+    return {whole, whole.rstrip("0123456789"), whole.removeprefix("http"), squash(last)}

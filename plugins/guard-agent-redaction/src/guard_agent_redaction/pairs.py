@@ -17,6 +17,7 @@ from guard_agent_redaction.names import COUNTABLE, HARMLESS, SECRET, squash
 from guard_agent_redaction.shapes import REDACTED
 
 if TYPE_CHECKING:
+    from guard_agent_redaction.budget import Budget
     from guard_agent_redaction.names import SensitiveNames
 
 # A name starts only where none can be continued, so each run of name characters is tried once.
@@ -30,6 +31,11 @@ _WORD_END = re.compile(r"[\s;\"]")
 _FORM_WORD_END = re.compile(r"[\s&;\"]")
 _LINE_END = re.compile(r"[\r\n]|\\[rn]")
 _FORM_LINE_END = re.compile(r"[\r\n&]|\\[rn]")
+# Where words behind "password:" end: with the line, the sentence, a quote, or before another pair.
+_CLAUSE_END = re.compile(
+    r"[\r\n;\"|]|\\[rn]|,(?=\s)|\.(?=\s+[A-Z])|\s(?=[\w.\-]{1,64}(?:=|:(?:\s|\Z)))"
+)
+_WORD_BEFORE = re.compile(r"([A-Za-z0-9]{1,24}) \Z")
 _PART_HEAD = re.compile(r"[^\r\n]{0,200}\r?\n(?:[^\r\n]{1,200}\r?\n){0,4}\r?\n")
 _PART_END = re.compile(r"\r?\n--")
 _COOKIE_NAME = re.compile(r"\s*[\w.\-]{1,64}\s*")
@@ -66,6 +72,11 @@ _COOKIE_ATTRIBUTES = frozenset(
 _FORWARDED = frozenset({"by", "for", "host", "proto"})
 
 
+# Of these the value may be several words.
+_PHRASES = ("password", "passwd", "passphrase", "passcode", "pwd", "secret")
+_PUNCTUATION = ".,:!?"
+_OPENING = {")": "(", "]": "[", "}": "{", ">": "<"}
+
 _LOOK = 256  # characters
 
 
@@ -80,11 +91,17 @@ class _Span(NamedTuple):
 class PairRedactor:
     """Replaces the values beside sensitive names in texts."""
 
-    def __init__(self, names: SensitiveNames) -> None:
+    def __init__(self, names: SensitiveNames, budget: Budget) -> None:
         self._names = names
+        self._budget = budget
 
     def redact(self, text: str) -> str:
-        """The same object when there is nothing to replace."""
+        """
+        The same object when there is nothing to replace.
+
+        Raises:
+            BudgetError: there are more places to look at than the record may have.
+        """
         if not _may_hold_pairs(text):
             return text
         pieces: list[str] = []
@@ -92,6 +109,7 @@ class PairRedactor:
         named = False
         match = _PAIR.search(text)
         while match is not None:
+            self._budget.take_pair()
             position = match.end()
             verdict = self._verdict(text, match)
             if verdict == HARMLESS:
@@ -130,9 +148,9 @@ class PairRedactor:
             return HARMLESS  # a path, as in "/oauth/token: 404"
         verdict = self._names.verdict(name)
         if verdict == HARMLESS and before == " " and name.lower() in _SECOND_WORDS:
-            words = text[max(0, start - 24) : start].split()
-            if words and words[-1].isalnum():
-                verdict = self._names.verdict(f"{words[-1]}_{name}")
+            word = _WORD_BEFORE.search(text, max(0, start - 26), start)
+            if word is not None:
+                verdict = self._names.verdict(f"{word[1]}_{name}")
         if verdict == HARMLESS and sign == "=" and squash(name[-32:]) in _AMBIGUOUS:
             return COUNTABLE
         return verdict
@@ -178,8 +196,7 @@ class PairRedactor:
             if not value or value == REDACTED or value.lower() in _LITERALS:
                 return None
             if match["sign"] == ":" and not match["close"] and not span.quoted:
-                is_state = value.rstrip(".,!?)").lower() in _STATES
-                return None if is_state else span
+                return None if _is_message(value) else span
         return span
 
     def _bare_value(self, text: str, match: re.Match[str]) -> _Span:
@@ -195,6 +212,8 @@ class PairRedactor:
             return _Span(start, len(text), quoted=False)
         if self._names.is_header(match["name"]):
             end = _end(_LINE_END if sign == ":" else _FORM_LINE_END, text, start)
+        elif sign == ":" and not match["close"] and _is_phrase(match["name"]):
+            end = _end(_CLAUSE_END, text, start)
         else:
             word_end = _WORD_END if sign == ":" else _FORM_WORD_END
             end = _end(word_end, text, start)
@@ -205,7 +224,7 @@ class PairRedactor:
         if not match["close"] and quote in ("'", '"'):
             closing = text.find(quote, start, end)
             end = end if closing < 0 else closing
-        return _Span(start, end, quoted=False)
+        return _Span(start, _without_punctuation(text, start, end), quoted=False)
 
     def _replacement(self, match: re.Match[str], value: str, span: _Span) -> str:
         name = squash(match["name"][-32:])
@@ -261,6 +280,45 @@ def _is_certain(match: re.Match[str], verdict: int) -> bool:
     if verdict != COUNTABLE or match["close"] or match["sign"] == ",":
         return True
     return match["sign"] != ":" and squash(match["name"][-32:]) not in _AMBIGUOUS
+
+
+def _is_phrase(name: str) -> bool:
+    return squash(name[-32:]).rstrip("0123456789").endswith(_PHRASES)
+
+
+def _is_message(value: str) -> bool:
+    """Whether what follows "token:" or "password:" is about it: "must not be empty"."""
+    words = value.split()
+    if not words:
+        return True
+    first, *rest = words
+    if first.rstrip(".,!?)").lower() not in _STATES:
+        return False
+    # "password: not hunter2" is a message that tells.
+    return all(map(_PLAIN_WORD.fullmatch, rest))
+
+
+def _without_punctuation(text: str, start: int, end: int) -> int:
+    """
+    Where a value ends without the punctuation of the sentence around it.
+
+    That is at most a sign that could also be the last of the secret, never a letter or digit.
+    """
+    if end < len(text) and not text[end].isspace() and text[end] not in '"\\':
+        return end
+    before = text[max(0, start - _LOOK) : start]
+    for _ in range(4):
+        last = text[end - 1 : end] if end > start + 1 else ""
+        if last in _OPENING:
+            closes = before.count(_OPENING[last]) > before.count(last)
+        elif last == "'":
+            closes = before.count("'") % 2 == 1
+        else:
+            closes = bool(last) and last in _PUNCTUATION
+        if not closes:
+            break
+        end -= 1
+    return end
 
 
 def _is_random(value: str) -> bool:

@@ -1,32 +1,44 @@
 """
 Walks through records and takes texts apart.
 
-Bounded whatever the data: texts are looked at up to `MAX_SIZE` and unwrapped (JSON, percent
-encoding) up to `MAX_LEVELS` times, JSON inside them up to `MAX_JSON_NODES` and `MAX_DEPTH`. What
-goes beyond is replaced by `NOT_INSPECTED`, never passed.
+Bounded whatever the data, because it runs inside a request, and what it reads may come from an
+attacker: texts are looked at up to `MAX_SIZE` and unwrapped (JSON, percent encoding) up to
+`MAX_LEVELS` times, JSON inside them up to `MAX_JSON_NODES` and `MAX_DEPTH`, and all texts of a
+record together up to `MAX_CHARACTERS` and `MAX_PAIRS`. What goes beyond is replaced by
+`NOT_INSPECTED`, never passed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from guard_agent_redaction.budget import Budget, BudgetError
 from guard_agent_redaction.names import COUNTABLE, HARMLESS, unmask
 from guard_agent_redaction.pairs import PairRedactor, redact_bare_cookies
+from guard_agent_redaction.policies import Settled
 from guard_agent_redaction.shapes import REDACTED, is_card_number, redact_shapes
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Sequence
 
     from guard_agent import Fields
     from guard_agent_redaction.names import SensitiveNames
+    from guard_agent_redaction.policies import Policies
+    from guard_agent_redaction.pseudonyms import Pseudonyms
 
 NOT_INSPECTED: Final = "[REDACTED: not inspected]"
 
-MAX_SIZE: Final = 128 * 1024
-"""Characters of one text before and after. The core passes at most half of this per record."""
+MAX_SIZE: Final = 16 * 1024
+"""Characters of one text. Of a longer one the beginning is kept."""
+MAX_CHARACTERS: Final = 48 * 1024
+MAX_PAIRS: Final = 1000
+"""Places that look like a name with a value; each costs some microseconds."""
+_MAX_UNFOLDED = 4 * MAX_SIZE
+_CUT = 1024
+"""Characters before a cut that go with it: what is cut there could be half a secret."""
 MAX_JSON_NODES: Final = 4000
 MAX_DEPTH: Final = 16
 """Nested containers, for the record and again for each JSON text in it."""
@@ -38,6 +50,7 @@ _MOST_ROUNDS = 5
 _SMALLEST_CARD = 10**12
 _LARGEST_CARD = 10**19
 _JSON_STARTS = frozenset('{["')
+_ESCAPE = re.compile(r"\\{1,32}(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2}))")
 _NAME_KEYS = ("name", "key", "header", "field", "Name", "Key")
 
 _MEMO_SIZE = 2048
@@ -52,21 +65,47 @@ class Redactor:
     several threads: what is remembered is only ever added to or emptied.
     """
 
-    def __init__(self, names: SensitiveNames, patterns: Sequence[re.Pattern[str]] = ()) -> None:
+    def __init__(
+        self,
+        names: SensitiveNames,
+        patterns: Sequence[re.Pattern[str]] = (),
+        policies: Policies | None = None,
+        addresses: Pseudonyms | None = None,
+    ) -> None:
         self._names = names
-        self._pairs = PairRedactor(names)
+        self._budget = Budget(MAX_CHARACTERS, MAX_PAIRS)
+        self._pairs = PairRedactor(names, self._budget)
         self._patterns = tuple(patterns)
+        self._policies = policies
+        self._addresses = addresses
         self._keys: dict[str, int] = {}
         self._clean: set[str] = set()
 
     def record(self, fields: Fields) -> Fields:
         """Redact a whole record; the time and the idempotency key stay as they are."""
+        self._budget.renew()
         untouched = [(name, fields[name]) for name in _UNTOUCHED if name in fields]
         for name, _ in untouched:
             fields[name] = None
+        if self._policies is not None:
+            self._policies.apply(fields, self)
         self._dict(fields, 0, 0)
         fields.update(untouched)
         return fields
+
+    def value(self, value: Any) -> Any:
+        """Redact one value whatever its name is, containers in place."""
+        if type(value) is str:
+            return self.text(value)
+        return value if value is None else self._other(value, 0, 0)
+
+    def is_secret(self, key: str) -> bool:
+        """Whether the value of ``key`` is a secret because of its name."""
+        return self._names.verdict(key) != HARMLESS
+
+    def is_fixed(self, key: str) -> bool:
+        """Whether ``key`` is one of the names that nothing overrules."""
+        return self._names.is_fixed(key)
 
     def text(self, text: str, level: int = 0) -> str:
         """
@@ -79,14 +118,35 @@ class Redactor:
         size = len(text)
         if size < _SHORTEST:
             return text
-        result = self._inspect(text, level) if size <= MAX_SIZE else NOT_INSPECTED
+        try:
+            self._budget.take_text(min(size, MAX_SIZE))
+            result = self._bounded(text, level)
+        except BudgetError:
+            return NOT_INSPECTED
         if result != text:
-            return result if level else self._settle(result)
+            return result
         if size <= _MEMO_TEXT:
             if len(self._clean) >= _MEMO_SIZE:
                 self._clean.clear()
             self._clean.add(text)
         return text
+
+    def _bounded(self, text: str, level: int) -> str:
+        if len(text) > MAX_SIZE:
+            return NOT_INSPECTED if level else self._beginning(self._settle(text[:MAX_SIZE]))
+        result = self._inspect(text, level)
+        if level or result == text:
+            return result
+        result = self._settle(result)
+        return result if len(result) <= MAX_SIZE else self._beginning(result)
+
+    def _beginning(self, text: str) -> str:
+        """Of a redacted text that is too long, or was, what is not near the cut."""
+        if text == NOT_INSPECTED:
+            return text
+        # The cut changes what is around it, so that is looked at once more.
+        result = self._settle(text[: min(len(text), MAX_SIZE) - _CUT] + NOT_INSPECTED)
+        return result if len(result) <= MAX_SIZE else NOT_INSPECTED
 
     def _dict(self, data: dict[str, Any], depth: int, level: int) -> None:
         # This loop is where the time of a record goes: one look at what is known for each key
@@ -138,6 +198,8 @@ class Redactor:
             if _SMALLEST_CARD <= value < _LARGEST_CARD and is_card_number(str(int(value))):
                 return REDACTED
             return value
+        if kind is Settled:
+            return value.value
         # Fields are plain JSON data; whatever else this is, nobody looked inside.
         return value if kind is bool else NOT_INSPECTED
 
@@ -177,7 +239,7 @@ class Redactor:
     def _settle(self, text: str) -> str:
         """Redact what is redacted until nothing new shows: a marker changes what is around it."""
         for _ in range(_MOST_ROUNDS):
-            if len(text) > MAX_SIZE:
+            if len(text) > _MAX_UNFOLDED:
                 break
             result = self._inspect(text, 0)
             if result == text:
@@ -189,7 +251,7 @@ class Redactor:
         if text.isascii():
             return self._unwrap(text, level)
         plain = unmask(text)
-        if len(plain) > MAX_SIZE:  # one character can become eighteen
+        if len(plain) > _MAX_UNFOLDED:  # one character can become eighteen
             return NOT_INSPECTED
         result = self._unwrap(plain, level)
         return text if result == plain else result
@@ -201,8 +263,8 @@ class Redactor:
             if result is not None:
                 return result
         result = self._plain(text)
-        if "%" in result:
-            decoded = unquote(result)
+        if "%" in result or "\\u" in result or "\\x" in result:
+            decoded = _decode(result)
             if decoded != result:
                 if level >= MAX_LEVELS:
                     return NOT_INSPECTED
@@ -217,6 +279,8 @@ class Redactor:
         for pattern in self._patterns:
             # Not inside what is replaced already, or every pass would find something new.
             text = REDACTED.join([pattern.sub(REDACTED, part) for part in text.split(REDACTED)])
+        if self._addresses is not None:
+            text = self._addresses.addresses_in(text)
         return text
 
     def _json(self, text: str, level: int) -> str | None:
@@ -246,7 +310,19 @@ def _conceal(value: Any, verdict: int) -> Any:
         return value
     if verdict == COUNTABLE and isinstance(value, (int, float)):
         return value
-    return REDACTED
+    return value.value if type(value) is Settled else REDACTED
+
+
+def _decode(text: str) -> str:
+    """``text`` without percent encoding and without escapes for characters, as of JSON."""
+    if "\\" in text:
+        text = _ESCAPE.sub(_character, text)
+    return unquote(text) if "%" in text else text
+
+
+def _character(match: re.Match[str]) -> str:
+    code = int(match[1] or match[2], 16)
+    return match[0] if 0xD800 <= code < 0xE000 else chr(code)
 
 
 class _BeyondBudgetError(Exception):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import sys
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from guard_agent import AgentConfig, ConfigurationError, GuardAgentError, __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
-    from guard_agent import BufferStore, DeadLetter
+    from guard_agent.core.assembly.plan import Plan
     from guard_agent.core.assembly.registry import Provider, Registry
 
 _T = TypeVar("_T")
@@ -87,6 +84,40 @@ def plan(path: Path | None) -> None:
     click.echo(f"\n{text}")
 
 
+@main.command()
+@_config_option
+@click.option("--offline", is_flag=True, help="Look at the configuration only; connect to nothing.")
+@click.option("--json", "as_json", is_flag=True, help="For a program to read.")
+def check(path: Path | None, offline: bool, as_json: bool) -> None:
+    """
+    Check the configuration, then whether the store opens and every destination accepts.
+
+    Exits with 0, with 78 when the configuration is wrong, with 1 when something does not work.
+    """
+    from guard_agent.cli.check import Finding, check
+    from guard_agent.core.assembly.composition import compose
+    from guard_agent.core.assembly.configfile import find_file
+
+    source = str(find_file(path) or "defaults, no file found")
+    try:
+        config, note = _load(path)
+        plan = compose(config)
+    except GuardAgentError as error:
+        findings, code = [Finding("configuration", "failed", str(error))], EX_CONFIG
+    else:
+        where = f"{source}{note and f': {note}'}"
+        findings = [Finding("configuration", "note" if note else "ok", where)]
+        findings += [Finding("composition", "note", str(problem)) for problem in plan.problems]
+        findings += check(plan, connect=not offline and not note)
+        code = 1 if any(finding.verdict == "failed" for finding in findings) else 0
+    if as_json:
+        click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        for line in _aligned([(f.verdict, f.about, f.text) for f in findings]):
+            click.echo(line)
+    raise SystemExit(code)
+
+
 @main.group(name="dead-letters")
 def dead_letters() -> None:
     """Records that a collector refused for good, in a store that outlives the process."""
@@ -101,117 +132,47 @@ _destination_option = click.option(
 @_config_option
 @_destination_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the record.")
-def list_letters(path: Path | None, destination: str | None, *, as_json: bool) -> None:
+def list_letters(path: Path | None, destination: str | None, as_json: bool) -> None:
     """Show them, oldest first. The agent may run meanwhile."""
+    from guard_agent.cli import letters
 
-    async def look(store: BufferStore) -> dict[str, Sequence[DeadLetter]]:
-        names = _chosen(store, destination)
-        return {name: await store.dead_letters(name) for name in names}
-
-    found = _with_store(path, look)
+    found = _asked(path, lambda plan: letters.look(plan, destination))
     if as_json:
-        for name, some in found.items():
-            for letter in some:
-                click.echo(json.dumps(_described(name, letter)))
-        return
-    letters = [
-        (name, (letter.record, letter.reason)) for name, some in found.items() for letter in some
-    ]
-    if not letters:
+        for name, letter in found:
+            click.echo(json.dumps(letters.described(name, letter)))
+    elif found:
+        for line in _aligned(letters.rows(found)):
+            click.echo(line)
+    else:
         click.echo("There are none.")
-        return
-    rows = [
-        (name, record.id, record.kind, _moment(record.accepted_at), reason)
-        for name, (record, reason) in letters
-    ]
-    for line in _aligned([("DESTINATION", "ID", "KIND", "ACCEPTED", "REASON"), *rows]):
-        click.echo(line)
 
 
-@dead_letters.command()
+@dead_letters.command(name="replay")
 @_config_option
 @_destination_option
 @click.option("--limit", type=click.IntRange(min=0), help="At most so many, the oldest.")
-def replay(path: Path | None, destination: str | None, limit: int | None) -> None:
+def replay_letters(path: Path | None, destination: str | None, limit: int | None) -> None:
     """Have the agent send them once more: the one that runs now, or the next."""
+    from guard_agent.cli import letters
 
-    async def replay(store: BufferStore) -> dict[str, int]:
-        left = sys.maxsize if limit is None else limit
-        done = {}
-        for name in _chosen(store, destination):
-            done[name] = await store.replay(name, left)
-            left -= done[name]
-        return done
-
-    for name, count in _with_store(path, replay).items():
+    replayed = _asked(path, lambda plan: letters.replay(plan, destination, limit))
+    for name, count in replayed.items():
         click.echo(f"{name}: {count} wait to be sent again")
 
 
-def _with_store(path: Path | None, work: Callable[[BufferStore], Awaitable[_T]]) -> _T:
-    """Do ``work`` with the store of the configuration, beside whoever uses it."""
+def _asked(path: Path | None, question: Callable[[Plan], _T]) -> _T:
+    """Ask the store of the configuration; what is in the way ends the command."""
+    from guard_agent.cli.letters import StoreUnavailableError, UnknownDestinationError
     from guard_agent.core.assembly.composition import compose
 
     try:
-        config, note = _load(path)
-        store = compose(config).build().durable
+        return question(compose(_load_for_store(path)))
+    except UnknownDestinationError as error:
+        raise click.BadParameter(str(error), param_hint="--destination") from None
     except GuardAgentError as error:
         click.echo(error, err=True)
-        raise SystemExit(EX_CONFIG) from None
-    if store is None:
-        click.echo(
-            f"The store {config.store!r} lives and ends with the process of the app, so ask there: "
-            "dead_letters() and replay_dead_letters() of the agent.",
-            err=True,
-        )
-        raise SystemExit(EX_CONFIG)
-    if note and not config.project_id:
-        click.echo(f"Without project_id the key tells which store is meant. {note}", err=True)
-        raise SystemExit(EX_CONFIG)
-
-    async def run() -> _T:
-        try:
-            await store.open()
-            return await work(store)
-        finally:
-            await store.close()
-
-    try:
-        return asyncio.run(run())
-    except click.ClickException:
-        raise
-    except Exception as error:  # noqa: BLE001 - plugin meets user: contract of BufferStore
-        click.echo(f"The store {config.store!r} is not available: {error}", err=True)
-        raise SystemExit(EX_UNAVAILABLE) from None
-
-
-def _chosen(store: BufferStore, destination: str | None) -> Sequence[str]:
-    known = store.context.destinations
-    if destination is None:
-        return known
-    if destination not in known:
-        msg = f"there is no destination {destination!r}; there are: {', '.join(known)}"
-        raise click.BadParameter(msg, param_hint="--destination")
-    return (destination,)
-
-
-def _described(destination: str, letter: DeadLetter) -> dict[str, Any]:
-    record = letter.record
-    try:
-        content = json.loads(record.payload)
-    except ValueError:  # what was found in the store and is no record
-        content = record.payload.decode(errors="replace")
-    return {
-        "destination": destination,
-        "id": record.id,
-        "kind": record.kind,
-        "accepted_at": _moment(record.accepted_at),
-        "reason": letter.reason,
-        "record": content,
-    }
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+        unavailable = isinstance(error, StoreUnavailableError)
+        raise SystemExit(EX_UNAVAILABLE if unavailable else EX_CONFIG) from None
 
 
 def _load(path: Path | None) -> tuple[AgentConfig, str]:
@@ -229,6 +190,15 @@ def _load(path: Path | None) -> tuple[AgentConfig, str]:
             raise error from None
         reasons = "; ".join(problem.message for problem in error.problems)
         return config, f"There is no api_key here, so a placeholder stands for it: {reasons}"
+
+
+def _load_for_store(path: Path | None) -> AgentConfig:
+    """The configuration found, when it tells which store is meant."""
+    config, note = _load(path)
+    if note and not config.project_id:
+        msg = f"Without project_id the key tells which store is meant. {note}"
+        raise GuardAgentError(msg)
+    return config
 
 
 def _row(registry: Registry, provider: Provider, used: set[str]) -> tuple[str, ...]:
