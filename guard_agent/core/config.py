@@ -167,7 +167,10 @@ class AgentConfig(BaseModel):
     on_error: ErrorCallback | None = Field(
         default=None,
         exclude=True,
-        description="Called with (stage, exception, context) when a step fails",
+        description=(
+            "Called with (stage, exception, context) when a step fails; the stages are "
+            "transport_send, encryption, flush_events and flush_metrics"
+        ),
     )
 
     # What the agent is made of. The order of a list is the order of execution.
