@@ -359,6 +359,12 @@ async def test_r15_a_user_with_the_rights_of_the_readme_can_do_everything(server
         assert await cancelled_append(store) == 0
         assert len(await kit.drain(store, "one")) == 1498
         assert len(await kit.drain(store, "two")) == 1501
+        server.command("XADD", f"{store._base}records:{CHANGE}", "*", "x", "y")
+        assert await kit.lease(store) is None
+        assert await store.replay("one", 2) == 2
+        assert await store.replay("one", 2) == 1
+        assert len(await kit.drain(store, "one")) == 3
+        assert len(await store.dead_letters("one")) == 1
 
 
 async def cancelled_append(store):

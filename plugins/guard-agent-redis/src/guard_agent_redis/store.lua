@@ -1137,22 +1137,26 @@ function operations.replay(destination, limit, max_n, max_b)
   limit, max_n, max_b = tonumber(limit), tonumber(max_n), tonumber(max_b)
   absorb_all()
   local key, n, b = dead(destination), 'dead:n:' .. destination, 'dead:b:' .. destination
-  local replayed, kept = 0, {}
-  for _, letter in ipairs(call('LRANGE', key, 0, -1)) do
-    if replayed >= limit then break end
-    local size, length, _, _, priority, why = struct.unpack('<I4I2BdBI2', letter)
-    local first = LETTER + 1
-    if string.sub(letter, first + length, first + length + why - 1) == JUNK then
-      kept[#kept + 1] = letter
+  local letters, replayed, junk, at = call('LRANGE', key, 0, -1), 0, {}, 1
+  while at <= #letters and replayed < limit do
+    local letter = letters[at]
+    local size, length, priority, why, first = 0, 0, 0, 0, LETTER + 1
+    if #letter > LETTER then
+      local head = {struct.unpack('<I4I2BdBI2', letter)}
+      size, length, priority, why = head[1], head[2], head[5], head[6]
+    end
+    local reason = string.sub(letter, first + length, first + length + why - 1)
+    if reason == JUNK or #letter ~= LETTER + length + why + size or size == 0 then
+      junk[#junk + 1] = letter
     else
       local held_n, held_b = held()
       if held_n + 1 > max_n or held_b + size > max_b then break end
       local h = string.sub(letter, 1, ROW)
-      local name = string.sub(letter, first, first + length - 1)
-      local body = name .. string.sub(letter, first + length + why)
-      local entry = {n = 1, s = size, h = h, b = body}
-      local id = call('XADD', stream(priority), '*', 'v', VERSION, 'n', 1, 's', size, 'h', h, 'b', body)
-      absorb(priority, id, entry)
+      local body = string.sub(letter, first, first + length - 1)
+        .. string.sub(letter, first + length + why)
+      local id = call('XADD', stream(priority), '*',
+        'v', VERSION, 'n', 1, 's', size, 'h', h, 'b', body)
+      absorb(priority, id, {n = 1, s = size})
       for _, other in ipairs(NAMES) do
         if other ~= destination then -- it has the record, or has given it up
           note(other, priority, id, {slots = {}, top = 0}, false)
@@ -1161,18 +1165,17 @@ function operations.replay(destination, limit, max_n, max_b)
         end
       end
       replayed = replayed + 1
-    end
-  end
-  if replayed > 0 then
-    for _ = 1, replayed + #kept do
-      add(b, -letter_size(call('LPOP', key)))
       add(n, -1)
+      add(b, -size)
     end
-    for at = #kept, 1, -1 do
-      call('LPUSH', key, kept[at])
-      add(b, letter_size(kept[at]))
-      add(n, 1)
-    end
+    at = at + 1
+  end
+  if replayed > 0 and #junk == 0 then
+    for _ = 1, replayed do call('LPOP', key) end
+  elseif replayed > 0 then -- junk stays in its place, before what is left
+    for rest = at, #letters do junk[#junk + 1] = letters[rest] end
+    call('DEL', key)
+    call_many({'RPUSH', key}, junk)
   end
   flush()
   return {replayed, held()}
