@@ -42,9 +42,16 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
+    forget_agent()
     yield
+    forget_agent()
+
+
+def forget_agent() -> None:
+    """As in a process that has made none; a lifespan would start a stopped one again."""
     if client._process.agent is not None:
         client._process.agent.stop().result(5)
+    client._process.agent = None
 
 
 @pytest.fixture
