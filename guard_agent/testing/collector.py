@@ -739,8 +739,8 @@ def _openers(
     if keys is None:
         return {}
     # Here and not at the top: only who reads encrypted batches needs it.
-    from cryptography.exceptions import InvalidTag  # noqa: PLC0415
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - optional
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - the same
 
     def opener(cipher: AESGCM) -> Callable[[bytes], bytes | None]:
         def open_sealed(raw: bytes) -> bytes | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import re
 import subprocess
@@ -256,7 +257,7 @@ async def test_l05_the_patterns_of_the_engine_are_not_catastrophic():
     """
     None of those that guard-core ships is refused. It runs the slow ones on parts of a text only.
     """
-    table = pytest.importorskip("guard_core.handlers._suspatterns_pattern_table")
+    table = importlib.import_module("guard_core.handlers._suspatterns_pattern_table")
     own = [pattern for pattern, *_ in table._PATTERN_DEFINITIONS]
     refused = [pattern for pattern in own if refusal(pattern) is not None]
 

@@ -222,7 +222,7 @@ async def test_a_manager_that_is_switched_off_is_refused(host):
         await make(host).open()
 
 
-async def test_without_the_application_s_event_loop_nothing_is_promised(redis_server):  # noqa: F811
+async def test_without_the_application_s_event_loop_nothing_is_promised(redis_server):  # noqa: F811 - the fixture
     manager = RedisManager(SecurityConfig(redis_url=redis_server.url))
     with pytest.raises(GuardAgentError, match="no event loop"):
         HandlerStore.adopt(HostRedis(manager, None), make_context(destinations=("one",)))

@@ -146,7 +146,7 @@ class _Child:
 
 def _read(output: bytes) -> list[Verdict]:
     # Few rules have patterns, and importing the agent must be quick.
-    from guard_agent.core.rules.patterns import Verdict  # noqa: PLC0415
+    from guard_agent.core.rules.patterns import Verdict  # noqa: PLC0415 - only when judging
 
     verdicts = []
     for line in output.splitlines():

@@ -102,7 +102,7 @@ def decode_key(text: str, where: str) -> bytes:
 def _load(where: str) -> type[AESGCM]:
     # Here and not at the top: who does not encrypt needs no cryptography, and no time to load it.
     try:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - an extra
     except ImportError as error:
         msg = (
             f"{where} is set, but the package cryptography that encrypts cannot be loaded "
