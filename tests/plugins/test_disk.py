@@ -19,7 +19,6 @@ from guard_agent import Appended, Level, Priority, Record
 from guard_agent.plugins import disk
 from guard_agent.plugins.disk import DiskSettings, DiskStore, DiskStoreError
 from guard_agent.testing.contracts import BufferStoreContract
-from guard_agent.testing.contracts.state_machine import STATES, BufferStoreMachine
 from guard_agent.testing.records import make_context, make_record, make_records
 
 BIG = 1 << 30
@@ -31,29 +30,17 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="modes, owners a
 
 
 class TestDiskStoreContract(BufferStoreContract):
-    dead_letter_limit = 5
+    plugin = DiskStore
+    dead_letter_limit = 40
 
     def make_store(self, context):
         config = context.config
         settings = DiskSettings(
             max_records=config.max_buffer_records,
             max_bytes=config.max_buffer_bytes,
-            max_dead_letters=5,
+            max_dead_letters=40,
         )
         return DiskStore(settings, context)
-
-
-class DiskStoreMachine(BufferStoreMachine):
-    def make_store(self, context):
-        config = context.config
-        settings = DiskSettings(
-            max_records=config.max_buffer_records, max_bytes=config.max_buffer_bytes
-        )
-        return DiskStore(settings, context)
-
-
-TestDiskStoreStates = DiskStoreMachine.TestCase
-TestDiskStoreStates.settings = STATES
 
 
 # --- what the tests are written with --------------------------------------------------------------

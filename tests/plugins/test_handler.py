@@ -20,7 +20,7 @@ from guard_agent.plugins.handler import (
     guard_agent_buffer_stores,
 )
 from guard_agent.plugins.memory import MemorySettings
-from guard_agent.testing.contracts import BufferStoreContract
+from guard_agent.testing.contracts.buffer_store import BufferStoreBehaviour
 from guard_agent.testing.records import make_context, make_record
 from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
 
@@ -83,7 +83,9 @@ async def journal(host):
     return found
 
 
-class TestHandlerStoreContract(BufferStoreContract):
+class TestHandlerStore(BufferStoreBehaviour):
+    """No configuration makes one, so only what it does is checked, not how it is composed."""
+
     @pytest.fixture(autouse=True)
     def _host(self, host):
         self.host = host

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from guard_agent import Appended, DeadLetter, DestinationDepth, Level, Priority
-from guard_agent.plugins import memory
 from guard_agent.plugins.memory import MemorySettings, MemoryStore
 from guard_agent.testing.contracts import BufferStoreContract
 from guard_agent.testing.records import make_context, make_record, make_records
@@ -23,10 +22,11 @@ class Clock:
 
 
 class TestMemoryStoreContract(BufferStoreContract):
-    dead_letter_limit = 5
+    plugin = MemoryStore
+    dead_letter_limit = 40
 
-    def make_store(self, context):
-        return MemoryStore(MemorySettings(max_dead_letters=5), context)
+    def settings(self):
+        return {"max_dead_letters": 40}
 
 
 @pytest.fixture
@@ -44,9 +44,7 @@ def ids(lease):
     return [record.id for record in lease.entries.values()]
 
 
-def test_the_hook_offers_the_store_under_its_name():
-    assert memory.guard_agent_buffer_stores() == [MemoryStore]
-    assert MemoryStore.name == "memory"
+def test_what_it_keeps_ends_with_the_process():
     assert MemoryStore.level is Level.MEMORY
 
 
