@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from guard_agent import AgentConfig, ConfigurationError, GuardAgentError, __version__
+from guard_agent.cli.new import new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,6 +39,9 @@ def main() -> None:
     """Look at the telemetry agent: its plugins, its configuration, and what was refused."""
     # Problems are part of what the commands print; they need not be logged as well.
     logging.getLogger("guard_agent").addHandler(logging.NullHandler())
+
+
+main.add_command(new)
 
 
 @main.command()

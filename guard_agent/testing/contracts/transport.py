@@ -41,7 +41,7 @@ from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.inspection import TRANSPORT, Seam
 from guard_agent.testing.contracts.base import PATIENCE, ResourceContract, beats_during
 from guard_agent.testing.peers import BUSY_SECONDS, HttpPeer, Outcome, RecordsPeer
-from guard_agent.testing.records import make_event, make_record
+from guard_agent.testing.records import make_batch, make_event, make_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -330,8 +330,3 @@ class TransportContract(LocalTransportContract):
             await transport.close()
 
         self.check_arrived(batch)
-
-
-def make_batch(amount: int, kind: Kind = "event") -> Batch:
-    """``amount`` new records."""
-    return Batch(kind, tuple(make_record(kind=kind) for _ in range(amount)))
