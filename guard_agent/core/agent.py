@@ -433,6 +433,19 @@ class Agent:
                 return _done(None)
         return self._current().stop(self.config.stop_timeout if timeout is None else timeout)
 
+    def replace_plan(self, plan: Plan) -> Future[None]:
+        """
+        Run on ``plan`` from the next record or start on; for tests of applications.
+
+        What ran before is stopped as `stop` does, and the future is done when it has ended.
+        """
+        with self._lock:
+            before, self._run = self._run, None
+            stop_timeout = self.config.stop_timeout
+            self.plan, self.config = plan, plan.config
+            self._evict = self.config.buffer_overflow_policy == "drop"
+        return _done(None) if before is None else before.stop(stop_timeout)
+
     @property
     def in_own_thread(self) -> bool:
         """Whether a plugin or callback asks, for whom waiting would be waiting for itself."""
@@ -677,6 +690,11 @@ _inherited: list[_Run] = []
 Runs of parent processes. Kept alive on purpose: collecting them would close the parent's sockets
 and files from the child.
 """
+
+
+def living_agents() -> list[Agent]:
+    """All agents of this process that somebody still refers to."""
+    return list(_agents)
 
 
 def _stop_all() -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from guard_agent.core.interfaces import Plugin
 
 
-class _InCode:
-    """Offers classes through the hooks, as a plugin's module does."""
+class InCode:
+    """Offers classes through the hooks, as a plugin's module does; for `Registry.register`."""
 
     def __init__(self, classes: Iterable[type[Plugin]]) -> None:
         self._classes = tuple(classes)
@@ -50,6 +50,6 @@ def isolated_registry(*classes: type[Plugin]) -> Registry:
         if name not in names:
             registry.register(module, name=name, distribution="guard-agent")
     for name in sorted(names):
-        plugin = _InCode(cls for cls in classes if cls.name == name)
+        plugin = InCode(cls for cls in classes if cls.name == name)
         registry.register(plugin, name=name, distribution="(test)")
     return registry
