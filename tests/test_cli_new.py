@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -40,6 +42,9 @@ def test_every_placeholder_is_filled_and_every_module_compiles(tmp_path, kind):
         if path.suffix == ".py":
             compile(text, str(path), "exec")
     assert list(tmp_path.iterdir()) == [folder], "nothing is left beside it"
+    ruff = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "100", "--check"]
+    done = subprocess.run([*ruff, folder], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
 
 
 def test_it_says_what_to_type_next(tmp_path):
