@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from guard_agent.testing.collector import Answer, Collector, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from aiohttp import web
     from typing_extensions import Self
@@ -82,6 +82,19 @@ class Peer(ABC):
         """Be away: what is sent now does not arrive. Idempotent."""
 
 
+class AnsweringPeer(Peer):
+    """One that can be told what to answer; for `TransportContract` and `RuleSourceContract`."""
+
+    @abstractmethod
+    def say(self, *outcomes: Outcome) -> None:
+        """Do this with the next requests, in order; after them all is well again."""
+
+    @property
+    @abstractmethod
+    def requests(self) -> Sequence[object]:
+        """Every request so far, also one that has no answer yet."""
+
+
 class RecordsPeer(Peer):
     """The other end of a transport."""
 
@@ -103,7 +116,7 @@ class RulesPeer(Peer):
         """Hold ``content``, which is no document, until the next `publish`."""
 
 
-class HttpPeer(Collector, RecordsPeer, RulesPeer):
+class HttpPeer(Collector, AnsweringPeer, RecordsPeer, RulesPeer):
     """
     A `Collector` that takes any path, and any format that `read` understands.
 
@@ -138,7 +151,6 @@ class HttpPeer(Collector, RecordsPeer, RulesPeer):
         return self.events
 
     def say(self, *outcomes: Outcome) -> None:
-        """Do this with the next requests, in order; after them it accepts again."""
         self.answer(*(_ANSWERS[outcome] for outcome in outcomes))
 
     def garble(self, content: bytes) -> None:

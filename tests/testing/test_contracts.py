@@ -95,7 +95,7 @@ class Blocks(Sound):
     async def send(self, batch):
         request = urllib.request.Request(self.settings.url, self.body(batch), method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=1) as response:
+            with urllib.request.urlopen(request) as response:
                 return Accepted()
         except HTTPError as error:
             return self.verdict(error.code, error.headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from uuid import uuid4
 
@@ -19,12 +20,14 @@ from guard_agent.testing.records import make_context
 from guard_agent.testing.registry import isolated_registry
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
     from types import ModuleType
 
     from guard_agent import PluginContext
     from guard_agent.core.assembly.plan import Plan
     from guard_agent.core.interfaces import Plugin, Resource
+    from guard_agent.testing.peers import AnsweringPeer
 
     # What a plugin class and its instances are: each suite knows more than can be said here.
     AnyPlugin: TypeAlias = Any
@@ -207,6 +210,32 @@ class ResourceContract(PluginContract):
 
 def _steps(plan: Plan) -> list[Any]:
     return [*plan.enrichers, plan.store, *plan.transports, *plan.rules]
+
+
+async def cancel_while_silent(work: Coroutine[Any, Any, Any], peer: AnsweringPeer) -> None:
+    """
+    Have the peer not answer ``work``, and cancel that.
+
+    Raises:
+        AssertionError: it ended before, or did not end then, or swallowed the cancellation.
+    """
+    before = len(peer.requests)
+    peer.say("silent")
+    # What blocks the event loop would block the test for ever.
+    watchdog = threading.Timer(PATIENCE, peer.stop)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        task = asyncio.ensure_future(work)
+        while len(peer.requests) == before and not task.done():
+            await asyncio.wait([task], timeout=0.01)
+        await asyncio.wait([task], timeout=0.05)
+        assert not task.done(), f"there was no answer, and it returned {task.result()}"
+        task.cancel()
+        await asyncio.wait([task], timeout=PATIENCE)
+        assert task.cancelled(), "cancellation must end it, and must not be swallowed"
+    finally:
+        watchdog.cancel()
 
 
 async def beats_during(work: Any) -> int:

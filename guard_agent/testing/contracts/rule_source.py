@@ -23,7 +23,12 @@ import pytest
 from guard_agent import DynamicRules, FetchResult, Paused, Retry, RuleSet, RuleSource, Unchanged
 from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.inspection import RULE_SOURCE, Seam
-from guard_agent.testing.contracts.base import PATIENCE, ResourceContract, beats_during
+from guard_agent.testing.contracts.base import (
+    PATIENCE,
+    ResourceContract,
+    beats_during,
+    cancel_while_silent,
+)
 from guard_agent.testing.peers import BUSY_SECONDS, HttpPeer, Outcome, RulesPeer
 
 if TYPE_CHECKING:
@@ -244,13 +249,7 @@ class RuleSourceContract(LocalRuleSourceContract):
         source = self.make()
         await source.open()
         try:
-            self.peer.say("silent")
-            fetching = asyncio.ensure_future(source.fetch(None))
-            done, _ = await asyncio.wait([fetching], timeout=0.2)
-            assert not done, f"no answer came, and fetch() said {fetching.result()}"
-            fetching.cancel()
-            await asyncio.wait([fetching], timeout=PATIENCE)
-            assert fetching.cancelled(), "cancellation must not be swallowed"
+            await cancel_while_silent(source.fetch(None), self.peer)
             assert isinstance(await source.fetch(None), RuleSet)
         finally:
             await source.close()
