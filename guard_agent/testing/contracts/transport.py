@@ -30,6 +30,7 @@ from guard_agent import (
     Kind,
     Partial,
     Paused,
+    Record,
     Reject,
     Retry,
     SendResult,
@@ -39,6 +40,7 @@ from guard_agent import (
 )
 from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.inspection import TRANSPORT, Seam
+from guard_agent.core.intake.pipeline import Pipeline
 from guard_agent.testing.contracts.base import (
     PATIENCE,
     ResourceContract,
@@ -224,11 +226,12 @@ class LocalTransportContract(ResourceContract):
 
         (books,) = agent.balances().values()
         assert (books.accepted, books.delivered, books.pending) == (5, 5, 0), books
-        wanted = [self.sent({"idempotency_key": str(event.idempotency_key)}) for event in events]
-        keys = set().union(*wanted)
-        got = [{key: record.get(key) for key in keys} for record in self.peer.records]
-        for one in wanted:
-            assert {key: one.get(key) for key in keys} in got
+        encoded = [Pipeline(()).encode("event", event) for event in events]
+        batch = Batch("event", tuple(one for one in encoded if isinstance(one, Record)))
+        arrived = self.peer.records
+        for fields in batch.decode():
+            assert self.sent(fields) in arrived
+        assert len(arrived) == len(batch) == len(events)
 
     async def _until_arrived(self, agent: Agent, amount: int) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -19,7 +19,7 @@ from guard_agent import (
     Retry,
     __version__,
 )
-from guard_agent_http import HttpTransport, guard_agent_transports
+from guard_agent_http import HttpTransport
 
 STATUS = AgentStatus(
     timestamp=datetime(2026, 1, 2, tzinfo=timezone.utc),
@@ -29,11 +29,6 @@ STATUS = AgentStatus(
     events_failed=0,
     buffer_size=0,
 )
-
-
-def test_the_hook_hands_over_the_transport():
-    assert guard_agent_transports() == [HttpTransport]
-    assert HttpTransport.name == "http"
 
 
 async def test_the_headers_are_exactly_these(exchange, kit):
