@@ -7,18 +7,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from guard_agent import Appended, DeadLetter, DestinationDepth, Level, Priority
 from guard_agent.plugins.memory import MemorySettings, MemoryStore
+from guard_agent.testing.clock import VirtualClock
 from guard_agent.testing.contracts import BufferStoreContract
 from guard_agent.testing.records import make_context, make_record, make_records
 
 BIG = 1 << 30
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class TestMemoryStoreContract(BufferStoreContract):
@@ -31,13 +24,13 @@ class TestMemoryStoreContract(BufferStoreContract):
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return VirtualClock()
 
 
 def make_store(*, clock=None, destinations=("one",), config=None, **options):
     context = make_context(destinations=destinations, **(config or {}))
     store_settings = MemorySettings(**options)
-    return MemoryStore(store_settings, context, clock=clock or Clock())
+    return MemoryStore(store_settings, context, clock=clock or VirtualClock())
 
 
 def ids(lease):
@@ -75,9 +68,9 @@ async def test_a_lease_ends_exactly_with_its_time(clock):
     await store.append(make_records(1), evict=True)
     await store.lease("one", 1, BIG, ttl=10.0)
 
-    clock.now += 9.999
+    clock.advance(9.999)
     assert await store.release_expired() == 0
-    clock.now += 0.001
+    clock.advance(0.001)
     assert await store.release_expired() == 1
 
 
@@ -85,7 +78,7 @@ async def test_a_holder_keeps_its_entries_until_the_lease_is_taken_back(clock):
     store = make_store(clock=clock)
     await store.append(make_records(2), evict=True)
     lease = await store.lease("one", 2, BIG, ttl=1.0)
-    clock.now += 5.0
+    clock.advance(5.0)
 
     assert await store.release(lease, list(lease.entries)[:1]) == 1
     assert await store.release_expired() == 1
@@ -97,9 +90,9 @@ async def test_a_delayed_record_is_ready_exactly_after_its_delay(clock):
     lease = await store.lease("one", 2, BIG, ttl=60.0)
     await store.release(lease, list(lease.entries), delay=30.0)
 
-    clock.now += 29.0
+    clock.advance(29.0)
     assert await store.lease("one", 2, BIG, ttl=60.0) is None
-    clock.now += 1.0
+    clock.advance(1.0)
     assert ids(await store.lease("one", 2, BIG, ttl=60.0)) == ["record-1", "record-2"]
 
 
@@ -207,7 +200,7 @@ class MemoryStoreMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.clock = Clock()
+        self.clock = VirtualClock()
         self.store = make_store(
             clock=self.clock,
             destinations=DESTINATIONS,
@@ -365,7 +358,7 @@ class MemoryStoreMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 10.0]))
     def time_passes(self, seconds):
-        self.clock.now += seconds
+        self.clock.advance(seconds)
         expired = 0
         for entry in self.entries:
             for name, held in entry.state.items():
