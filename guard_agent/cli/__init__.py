@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from guard_agent import AgentConfig, ConfigurationError, GuardAgentError, __version__
-from guard_agent.cli.new import new
+from guard_agent.cli.new import command as new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -47,7 +47,7 @@ _KINDS = {
 }
 
 
-@click.command()
+@click.command(name="new")
 @click.argument("kind", type=click.Choice([*_KINDS]))
 @click.argument("name")
 @click.option(
@@ -56,7 +56,7 @@ _KINDS = {
     default=Path(),
     help="Folder in which the package is made; else the present one.",
 )
-def new(kind: str, name: str, into: Path) -> None:
+def command(kind: str, name: str, into: Path) -> None:
     """
     Write a package with a plugin that works, with its tests, to begin from.
 
