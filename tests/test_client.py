@@ -190,13 +190,14 @@ def test_the_sync_face_delivers_without_an_event_loop(config, collector):
 def test_the_sync_face_never_waits_for_the_thread_of_the_agent(config, collector):
     held, release = threading.Event(), threading.Event()
 
-    def hold(*_):
+    async def hold() -> None:
         held.set()
         release.wait(30)
 
     collector.always(Answer(500))
-    agent = guard_agent(config(on_error=hold, buffer_size=1))
+    agent = guard_agent(config(buffer_size=1))
     agent.send_event(make_event())
+    agent._agent._current().worker.submit(hold)
     assert held.wait(10), "the agent's thread is not stuck"
 
     def use() -> None:

@@ -168,8 +168,8 @@ class AgentConfig(BaseModel):
         default=None,
         exclude=True,
         description=(
-            "Called with (stage, exception, context) when a step fails; the stages are "
-            "transport_send, encryption, flush_events and flush_metrics"
+            "Called with (stage, exception, context) when a step fails, in a thread of its own; "
+            "the stages are transport_send, encryption, flush_events and flush_metrics"
         ),
     )
 

@@ -22,7 +22,6 @@ from guard_agent import (
     RuleSource,
     Stage,
 )
-from guard_agent.client import SyncGuardAgentHandler
 from guard_agent.core.delivery.worker import THREAD_NAME
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_event, make_metric
@@ -448,25 +447,6 @@ def test_flush_returns_when_the_collector_makes_it_wait(make_agent):
     assert len(transport_of(agent, "scripted").batches) == 1
 
 
-def test_p11_an_on_error_callback_that_raises_harms_nobody(make_agent, caplog):
-    calls = []
-
-    def callback(stage, error, context):
-        calls.append((stage, str(error), context["destination"]))
-        raise SystemExit(3)
-
-    agent = make_agent(
-        scripted(Retry("down"), Retry("down")), on_error=callback, backoff_factor=0.001
-    )
-    agent.record("event", make_event())
-    agent.flush()
-    transport = transport_of(agent, "scripted")
-    transport.wait(lambda: len(transport.accepted) == 1)
-
-    assert calls == [("transport_send", "down", "scripted")] * 2
-    assert caplog.text.count("on_error callback raised") == 1
-
-
 def test_status_reports_go_out_and_carry_the_books(make_agent):
     agent = make_agent(RecordingTransport)
     agent.record("event", make_event())
@@ -854,28 +834,6 @@ def test_what_comes_in_while_a_run_is_built_in_the_same_thread_does_not_deadlock
     agents[0].start()
 
     agents[0].record("event", make_event())
-
-
-def test_p11_a_callback_that_stops_the_agent_does_not_wait_for_itself(make_agent):
-    handler = SyncGuardAgentHandler.__new__(SyncGuardAgentHandler)
-    stopped = threading.Event()
-
-    def callback(*_):
-        handler.flush_buffer()
-        handler.get_status()
-        handler.stop()
-        stopped.set()
-
-    agent = handler._agent = make_agent(
-        scripted(Retry("down")), on_error=callback, stop_timeout=5, timeout=60
-    )
-    agent.record("event", make_event())
-    agent.flush()
-    stopped.wait(5)
-
-    agent.stop().result(10)
-
-    assert agent.balances()["scripted"].delivered == 1
 
 
 def test_the_books_agree_while_records_come_and_go(make_agent):
