@@ -908,7 +908,7 @@ async def test_a_cancelled_append_or_lease_that_waits_does_not_happen(folder):
 
 async def test_p08_no_lease_is_lost_wherever_it_is_cancelled(folder):
     """
-    FAULTS P08: cancelled after any number of steps, the records are ready again.
+    Cancelled after any number of steps, the records are ready again.
     """
     finished = 0
     async with opened(folder) as store:
@@ -951,7 +951,7 @@ def integrity(path):
 @posix_only
 def test_s06_a_fork_with_an_open_store_harms_neither_side(folder):
     """
-    FAULTS S06: a fork storm, with transactions under way. Each child has a store of its own.
+    A fork storm, with transactions under way. Each child has a store of its own.
     """
     code = (
         PREAMBLE
@@ -1122,7 +1122,7 @@ for ours in children:
 )
 def test_s01_a_failing_system_call_is_an_error_or_nothing_and_passes(folder, call, when, error):
     """
-    FAULTS S01: what was confirmed stays, and the store goes on when the disk does.
+    What was confirmed stays, and the store goes on when the disk does.
     """
     code = (
         PREAMBLE

@@ -1,5 +1,5 @@
 """
-Whole agents on a disk that fails (FAULTS S01 to S06).
+Whole agents on a disk that fails (S01 to S06 of docs/reliability.md).
 
 `Host` checks in every test what each row means besides: taking a record never waits, the books
 balance, and the agent ends in time.
