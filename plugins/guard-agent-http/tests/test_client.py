@@ -180,7 +180,7 @@ async def test_c15_c16_one_deadline_holds_for_everything_together(exchange, step
 
     assert isinstance(result, Retry)
     assert "0.2 s" in result.reason
-    assert 0.15 < time.monotonic() - start < 2
+    assert 0.15 < time.monotonic() - start < 10
     await asyncio.wait_for(server.closed.wait(), 10)
 
 
@@ -214,7 +214,7 @@ async def test_c17_a_collector_that_takes_no_connection_is_given_up_on(client):
             assert isinstance(result, Retry)
             assert "no connection" in result.reason
             assert "0.2 s" in result.reason
-            assert time.monotonic() - start < 2
+            assert time.monotonic() - start < 10
         finally:
             for filler in fillers:
                 filler.close()
@@ -473,7 +473,7 @@ async def test_c17_a_name_that_is_not_found_is_retried_and_named(client):
 
 async def test_c17_a_name_server_that_hangs_is_given_up_on(client):
     go = threading.Event()
-    resolver = ThreadResolver(lambda *_, **__: go.wait(10) and [])
+    resolver = ThreadResolver(lambda *_, **__: go.wait(60) and [])
     one = await client("https://collector.invalid", connect_timeout=0.1, resolver=resolver)
     try:
         start = time.monotonic()
@@ -482,7 +482,7 @@ async def test_c17_a_name_server_that_hangs_is_given_up_on(client):
 
         assert isinstance(result, Retry)
         assert "0.1 s" in result.reason
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10
     finally:
         go.set()
         await resolver.close()
