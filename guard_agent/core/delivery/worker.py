@@ -39,6 +39,8 @@ logger = logging.getLogger("guard_agent.worker")
 THREAD_NAME = "guard-agent"
 COMMIT_INTERVAL = 0.05
 """Seconds until a record is in a store that survives the process: the loss window."""
+_GATHER = 0.4 * COMMIT_INTERVAL
+"""Seconds in which records gather to be stored together; the rest is for storing them."""
 _CHUNK = 1_000
 _STORE_BACKOFF_MAX = 30.0
 _STORE_RETRY = 1.0
@@ -442,7 +444,7 @@ class Worker:
             if not backoff and not self._ring.under_pressure():
                 durable = self._survives()
                 interval = self._flush_interval
-                await self._linger(min(COMMIT_INTERVAL, interval) if durable else interval)
+                await self._linger(min(_GATHER, interval) if durable else interval)
             backoff = 0.0 if await self._move() else min(max(backoff * 2, 0.1), _STORE_BACKOFF_MAX)
 
     async def _linger(self, seconds: float) -> None:
