@@ -375,7 +375,7 @@ def test_p05_every_order_of_calls_is_defined(run, collector, face, order):
                 else:
                     result = getattr(taken, calls[step])()
                 if inspect.isawaitable(result):
-                    await asyncio.wait_for(result, 10)
+                    await asyncio.wait_for(result, 30)
             status = taken.get_status()
             status = await status if inspect.isawaitable(status) else status
             return status.destinations["http"]

@@ -354,7 +354,7 @@ class OldServer:
     def close(self):
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(5)
+        self._thread.join(30)
 
 
 def test_r17_a_server_that_is_too_old_is_refused_in_one_line_and_memory_does_it(collector, caplog):
