@@ -36,7 +36,7 @@ def state_dir(tmp_path, monkeypatch):
 
 
 def make_host(collector, url, settings=None, **config):
-    settings = {"url": url, "deadline": 0.25, **(settings or {})}
+    settings = {"url": url, "deadline": 1.0, **(settings or {})}
     return Host(collector, store="redis", plugins={"redis": settings}, **config)
 
 

@@ -221,8 +221,8 @@ async def test_r11_what_a_silent_process_had_leased_goes_to_others(server, kit):
 
 async def test_nobody_is_taken_for_dead_because_the_server_was_away(server, kit):
     async with (
-        kit.opened(server.url, project="p", presence=1, deadline=0.2) as one,
-        kit.opened(server.url, project="p", presence=1, deadline=0.2) as other,
+        kit.opened(server.url, project="p", presence=1, deadline=0.5) as one,
+        kit.opened(server.url, project="p", presence=1, deadline=0.5) as other,
     ):
         await one.append(make_records(5), evict=True)
         await kit.lease(one, ttl=600)
