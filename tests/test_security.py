@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from guard_core.models import SecurityConfig
+
 from guard_agent import AgentConfig
 from guard_agent.plugins import file
 
@@ -63,6 +65,14 @@ def test_the_defaults_are_those_of_the_page():
 
     assert len(said) > 8
     assert said == {name: fields[name].get_default(call_default_factory=True) for name in said}
+
+
+def test_a_middleware_applies_no_rules_unless_it_is_told_to():
+    """What the page calls handing over: nobody is locked out by a collector before that."""
+    field = SecurityConfig.model_fields["enable_dynamic_rules"]
+
+    assert field.default is False
+    assert "emergency_mode" in field.description
 
 
 def test_every_promise_of_the_page_is_one_with_tests():
