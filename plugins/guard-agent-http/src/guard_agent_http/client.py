@@ -298,8 +298,12 @@ class HttpClient:
             excerpt=self._excerpt(content),
         )
 
+    def quote(self, text: str) -> str:
+        """Foreign text for people: one printable line, the secrets blotted out."""
+        return one_line(self._hide(text))
+
     def _excerpt(self, content: bytearray) -> str:
-        return one_line(self._hide(content[:4096].decode("utf-8", "replace")))
+        return self.quote(content[:4096].decode("utf-8", "replace"))
 
     def _hide(self, text: str) -> str:
         proxy = () if self._proxy is None else self._proxy.secrets
@@ -319,7 +323,7 @@ class HttpClient:
     def _translate_tls(self, error: BaseException) -> Retry | Paused | None:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             self._tls_failed = True
-            fault = one_line(self._hide(certificate_fault(error.certificate_error)))
+            fault = self.quote(certificate_fault(error.certificate_error))
             return Paused(f"the certificate of {self.origin} is not valid: {fault}")
         tls = handshake_fault(error)
         if tls is None and self._tls is not None and _is_hang_up(error):
@@ -328,7 +332,7 @@ class HttpClient:
             return None
         self._tls_failed = True
         fault, permanent = tls
-        reason = f"no safe connection to {self.origin}: {one_line(self._hide(fault))}"
+        reason = f"no safe connection to {self.origin}: {self.quote(fault)}"
         return Paused(reason) if permanent else Retry(reason)
 
     def _translate_network(  # noqa: PLR0911 - one return per kind of error
@@ -364,7 +368,7 @@ class HttpClient:
             text = os.strerror(error.errno)
         else:
             text = str(error) or type(error).__name__
-        return one_line(self._hide(text))
+        return self.quote(text)
 
 
 class CollectorClient(HttpClient):
