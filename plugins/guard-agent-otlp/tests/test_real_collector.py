@@ -11,6 +11,7 @@ import platform
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,10 @@ ATTEMPTS = 5
 DEEP = {"list": [1, 2.5, True, None, "x"], "none": {}, "empty": []}
 
 
+# The executable runs Python as well, by the shared library of the version that its wheel is for.
+ENVIRONMENT = {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR") or ""}
+
+
 @pytest.fixture
 def executable():
     """Without it a test is skipped, and fails in CI."""
@@ -32,11 +37,25 @@ def executable():
         pytest.skip("Rotel has wheels for Linux on x86-64 only")
     found = find_spec("rotel")
     if found is None or found.origin is None:
-        missing = "no OpenTelemetry collector: pip install rotel"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return Path(found.origin).with_name("rotel-agent")
+        _miss("no OpenTelemetry collector: pip install rotel")
+    path = Path(found.origin).with_name("rotel-agent")
+    tried = subprocess.run(
+        [path, "--version"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if tried.returncode != 0:
+        _miss(f"Rotel does not run here: {tried.stderr.strip()}")
+    return path
+
+
+def _miss(reason):
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture
@@ -62,7 +81,7 @@ def collector(executable, receiver, tmp_path):
                 "--disable-batching",
             ],
             cwd=tmp_path,
-            env={},
+            env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
