@@ -139,6 +139,7 @@ def test_what_an_agent_sends_passes_through_a_collector(
     logs = {kit.attributes(log.attributes)["log.record.uid"]: log for log in receiver.stored}
     for number, event in enumerate(events):
         log = logs.pop(str(event.idempotency_key))
+        assert log.event_name == "guard.penetration_attempt"
         assert log.body.string_value == event.reason
         assert log.time_unix_nano == int(event.timestamp.timestamp() * 10**6) * 1000
         assert (log.severity_number, log.severity_text) == (17, "ERROR")

@@ -189,6 +189,22 @@ def test_what_does_not_fit_a_convention_stays_under_guard(translate, fields, exp
     assert attributes == expected
 
 
+@pytest.mark.parametrize("value", [1, 1.0, 2**63, None])
+def test_what_is_measured_is_of_one_type(translate, kit, value):
+    """
+    Backends take the type of an attribute from the first record they see.
+    """
+    log, attributes = translate("metric", metric_type="m", value=value)
+    _, event = translate(response_time=value, value=value)
+
+    expected = None if value is None else float(value)
+    assert (attributes.get("guard.value"), event.get("guard.response_time")) == (expected,) * 2
+    assert {type(attributes.get("guard.value")), type(event.get("guard.response_time"))} == {
+        type(expected)
+    }
+    assert log.body.string_value == ("m" if value is None else f"m {value}")
+
+
 TRACE, SPAN = "5B8EFFF798038103D269B633813FC60C", "eee19b7ec3c1b174"
 
 

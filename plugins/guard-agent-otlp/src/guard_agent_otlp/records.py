@@ -94,7 +94,13 @@ def log_record(record: Record, severities: Mapping[str, Severity]) -> LogRecord:
         name, body = f"guard.{kind}", _text(fields.get("reason")) or kind
     else:
         severity = severities.get(kind, "INFO")
-        name, body = f"guard.metric.{kind}", f"{kind} {fields.get('value')}"
+        name, body = f"guard.metric.{kind}", kind
+        if fields.get("value") is not None:
+            body = f"{kind} {fields['value']}"
+    # An attribute that is now of this type and now of that makes trouble in many a backend.
+    measured = "response_time" if is_event else "value"
+    if type(fields.get(measured)) is int:
+        fields[measured] = float(fields[measured])
 
     log = LogRecord(
         event_name=name,
