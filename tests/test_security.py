@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from guard_core.models import SecurityConfig
 
 from guard_agent import AgentConfig
