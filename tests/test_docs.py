@@ -1,4 +1,4 @@
-"""The Python of docs/testing.md and docs/delivery.md runs as it stands."""
+"""The Python of docs/testing.md and docs/delivery.md runs as it stands; links lead somewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from guard_agent.testing.records import make_event
 
 pytest_plugins = ["pytester"]
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("p*/*/README.md")])
 
 
 def blocks(name: str) -> list[str]:
@@ -35,7 +37,7 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
     yield
     if client._process.agent is not None:
-        client._process.agent.stop().result(5)
+        client._process.agent.stop().result(30)
     client._process.agent = None
 
 
@@ -146,3 +148,25 @@ def test_the_exceptions_of_the_page_are_there():
 
     for error in (DeliveryError, PermanentClientError, PayloadTooLargeError):
         assert f"`{error.__name__}`" in text
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            lost.append(link)
+
+    assert lost == []

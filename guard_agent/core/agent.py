@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from guard_agent.core.callback import ErrorCallback
 from guard_agent.core.delivery.calls import SafeStore
 from guard_agent.core.delivery.destination import Destination
 from guard_agent.core.delivery.gate import Gate, GateState
@@ -61,9 +62,10 @@ _START_RETRY = 1.0
 class _Run:
     """Everything that lives from one start to the next stop."""
 
-    def __init__(self, plan: Plan, config: AgentConfig, on_error: Callable[..., None]) -> None:
+    def __init__(self, plan: Plan, config: AgentConfig) -> None:
         components = plan.build()
         self.inside = mark()
+        self.on_error = ErrorCallback(config.on_error)
         names = tuple(transport.context.instance for transport in components.transports)
         self.started_at = time.monotonic()
         self.ledger = Ledger(names)
@@ -96,7 +98,7 @@ class _Run:
                 books_lock=books_lock,
                 call_limit=call_limit,
                 urgent=partial(self._urgent, transport.context.instance, config),
-                on_error=on_error,
+                on_error=self.on_error,
             )
             for transport in components.transports
         }
@@ -126,6 +128,7 @@ class _Run:
             store=self.lanes,
             destinations=list(self.destinations.values()),
             keepers=self.keepers,
+            on_error=self.on_error,
             books_lock=books_lock,
             buffer_size=config.buffer_size,
             flush_interval=config.flush_interval,
@@ -331,7 +334,6 @@ class Agent:
         self._building = False
         self._run: _Run | None = None
         self._host: HostRedis | None = None
-        self._error_callback_failed = False
         self._evict = self.config.buffer_overflow_policy == "drop"
         self._current()
         _agents.add(self)
@@ -450,7 +452,7 @@ class Agent:
     def in_own_thread(self) -> bool:
         """Whether a plugin or callback asks, for whom waiting would be waiting for itself."""
         run = self._run
-        return run is not None and run.worker.is_current_thread
+        return run is not None and (run.worker.is_current_thread or run.on_error.is_current_thread)
 
     @property
     def running(self) -> bool:
@@ -647,24 +649,12 @@ class Agent:
                 inside = mark()
                 self._building = inside.agent = True
                 try:
-                    self._run = _Run(self.plan, self.config, self._report_error)
+                    self._run = _Run(self.plan, self.config)
                     if self._host is not None:
                         self._run.use_redis(self._host)
                 finally:
                     self._building = inside.agent = False
             return self._run
-
-    def _report_error(self, stage: str, error: BaseException, context: dict[str, Any]) -> None:
-        callback = self.config.on_error
-        if callback is None:
-            return
-        try:
-            callback(stage, error, context)
-        except (Exception, SystemExit):
-            # Agent meets host: a callback of the application must not end the delivery.
-            if not self._error_callback_failed:
-                self._error_callback_failed = True
-                logger.exception("the on_error callback raised; further failures are not logged")
 
     def _after_fork(self) -> None:
         """In the child: forget the parent's run, without touching anything it holds open."""

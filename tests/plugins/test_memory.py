@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -39,6 +43,50 @@ def ids(lease):
 
 def test_what_it_keeps_ends_with_the_process():
     assert MemoryStore.level is Level.MEMORY
+
+
+FULL = """
+import asyncio, re, sys, uuid
+from pathlib import Path
+from guard_agent import Priority, Record
+from guard_agent.plugins.memory import MemorySettings, MemoryStore
+from guard_agent.testing.records import make_context
+
+size, destinations = map(int, sys.argv[1:])
+
+def used():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+async def fill():
+    for _ in range(200):
+        records = [
+            Record(uuid.uuid4().hex, "event", Priority.CHANGE, bytes(size), 1.7e9 + n)
+            for n in range(1000)
+        ]
+        if (await store.append(records, evict=True)).evicted:
+            return
+
+names = tuple(map(str, range(destinations)))
+context = make_context(destinations=names, max_buffer_records=10_000_000)
+store = MemoryStore(MemorySettings(max_bytes=64 * 1024 * 1024), context)
+before = used()
+asyncio.run(fill())
+print(used() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what a process uses")
+@pytest.mark.parametrize("size", [40, 400, 4000])
+@pytest.mark.parametrize("destinations", [1, 3])
+def test_a_full_store_takes_its_bound_and_16_mib_at_most(size, destinations):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(size), str(destinations)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert 30 < float(done.stdout) <= 64 + 16
 
 
 async def test_bounds_come_from_the_settings_before_the_config():
