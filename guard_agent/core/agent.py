@@ -327,14 +327,13 @@ class Agent:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.config = plan.config
+        self._use(plan)
         # Reentrant: a signal handler or a finalizer may come back here in the same thread.
         self._lock = threading.RLock()
         self._building = False
         self._run: _Run | None = None
         self._host: HostRedis | None = None
-        self._evict = self.config.buffer_overflow_policy == "drop"
+        self._diverted: tuple[Plan, _Run | None] | None = None
         self._current()
         _agents.add(self)
 
@@ -435,18 +434,34 @@ class Agent:
                 return _done(None)
         return self._current().stop(self.config.stop_timeout if timeout is None else timeout)
 
-    def replace_plan(self, plan: Plan) -> Future[None]:
+    def divert(self, plan: Plan) -> Future[None]:
         """
-        Run on ``plan`` from the next record or start on; for tests of applications.
+        Run on ``plan`` from the next record or start on, until `give_back`; for tests of apps.
 
-        What ran before is stopped as `stop` does, and the future is done when it has ended.
+        What runs now is stopped as `stop` does, and the future is done when it has ended.
         """
         with self._lock:
-            before, self._run = self._run, None
-            stop_timeout = self.config.stop_timeout
-            self.plan, self.config = plan, plan.config
-            self._evict = self.config.buffer_overflow_policy == "drop"
-        return _done(None) if before is None else before.stop(stop_timeout)
+            run, self._run = self._run, None
+            stopped = run is not None and run.stopped is not None
+            self._diverted = (self.plan, run if stopped else None)
+            timeout = self.config.stop_timeout
+            self._use(plan)
+        return _done(None) if run is None else run.stop(timeout)
+
+    def give_back(self) -> Future[None]:
+        """End what `divert` began: what was stopped is, and what ran runs from the next record."""
+        with self._lock:
+            if self._diverted is None:
+                return _done(None)
+            (plan, before), self._diverted = self._diverted, None
+            run, self._run = self._run, before
+            timeout = self.config.stop_timeout
+            self._use(plan)
+        return _done(None) if run is None else run.stop(timeout)
+
+    def _use(self, plan: Plan) -> None:
+        self.plan, self.config = plan, plan.config
+        self._evict = self.config.buffer_overflow_policy == "drop"
 
     @property
     def in_own_thread(self) -> bool:

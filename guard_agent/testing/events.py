@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import weakref
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import wait
@@ -45,8 +44,6 @@ _LONGEST_VALUE = 120
 _SHORT = {"ip": "ip_address"}
 _FIRST = ("ip_address", "method", "endpoint", "status_code", "action_taken", "reason")
 _UNTOLD = {"event_type", "idempotency_key", "timestamp"}
-_made: weakref.WeakSet[Agent] = weakref.WeakSet()
-"""Agents that were made for a test."""
 
 
 class GuardEvents:
@@ -63,7 +60,8 @@ class GuardEvents:
 
     def __init__(self) -> None:
         self._records: list[Record] = []
-        self._taken_over: list[tuple[Agent, Plan]] = []
+        self._taken_over: list[Agent] = []
+        self._made: list[Agent] = []
         self._process: tuple[Any, ...] | None = None
 
     # --- while it lasts ---------------------------------------------------------------------------
@@ -78,12 +76,14 @@ class GuardEvents:
             if process.compose is not None:
                 msg = "guard_events is in use already: one at a time"
                 raise RuntimeError(msg)
-            self._process = (process.agent, process.given, process.warned)
+            agent = process.agent
+            self._process = (agent, process.given, process.warned)
             process.compose = self._compose
-        # One that was made for a test before may be that of an app at module level.
-        agents = [agent for agent in living_agents() if agent in _made or not agent.stopped]
-        self._taken_over = [(agent, agent.plan) for agent in agents]
-        wait([agent.replace_plan(self._diverted(agent.plan)) for agent in agents], _PATIENCE)
+            if agent is not None and agent.stopped:
+                # That of another test; the app makes its own. One that runs may be that of the app.
+                process.agent = process.given = None
+        self._taken_over = living_agents()
+        wait([agent.divert(self._diverted(agent.plan)) for agent in self._taken_over], _PATIENCE)
         return self
 
     def __exit__(
@@ -97,16 +97,15 @@ class GuardEvents:
             process.compose = None
             if self._process is not None:
                 process.agent, process.given, process.warned = self._process
-        ends = [agent.replace_plan(plan) for agent, plan in self._taken_over if agent not in _made]
-        ends += [agent.stop() for agent in living_agents() if agent in _made]
-        wait(ends, _PATIENCE)
+        wait([agent.stop() for agent in self._made], _PATIENCE)
+        wait([agent.give_back() for agent in self._taken_over], _PATIENCE)
 
     def _compose(self, config: AgentConfig) -> Agent:
         """An agent with the enrichers that ``config`` names."""
         registry = Registry.from_environment()
         registry.register(InCode([self._sink()]), name=_NAME, distribution="guard-agent")
         agent = Agent(compose(_changed(config), registry))
-        _made.add(agent)
+        self._made.append(agent)
         return agent
 
     def _diverted(self, plan: Plan) -> Plan:

@@ -81,6 +81,33 @@ async def test_an_app_with_a_lifespan_may_have_ended(guard_events):
     guard_events.one("penetration_attempt", ip="192.0.2.31")
 
 
+@pytest.fixture
+def stopped():
+    """What another test has left: the agent of the process, which is stopped."""
+    agent = guard_agent(AgentConfig(api_key="other-key-0123", endpoint=NOWHERE, rules=[]))
+    agent.stop()
+    yield agent
+    client._process.agent = client._process.given = None
+
+
+async def test_the_agent_of_another_test_is_not_taken_for_that_of_the_app(stopped, guard_events):
+    app = make_app()
+    async with app.router.lifespan_context(app):
+        await attack(app, "192.0.2.32")
+
+    guard_events.one("penetration_attempt", ip="192.0.2.32")
+
+
+def test_an_agent_that_was_stopped_is_stopped_again(stopped):
+    with GuardEvents() as events:
+        stopped.send_event(make_event())
+        assert events.count() == 1
+
+    stopped.send_event(make_event())
+    assert stopped.get_status().destinations["http"]["dropped"] == {"stopped": 1}
+    assert client._process.agent is stopped._agent
+
+
 def test_nothing_is_left_behind():
     before = client._process.agent
     threads = set(threading.enumerate())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from google.protobuf import json_format
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
@@ -35,7 +37,7 @@ class TestOtlpContract(TransportContract):
     plugin = OtlpTransport
     encoding = "json"
     # By OTLP a collector that answers 500 is not to be asked again soon.
-    answers = {**TransportContract.answers, "broken": (Paused,)}
+    answers: ClassVar = {**TransportContract.answers, "broken": (Paused,)}
 
     def make_peer(self):
         peer = OtlpPeer()
