@@ -9,6 +9,9 @@ import threading
 import httpx
 import pytest
 from fastapi import FastAPI
+from flask import Flask
+from flaskapi_guard import FlaskAPIGuard
+from flaskapi_guard import SecurityConfig as FlaskSecurityConfig
 from guard import SecurityConfig, SecurityMiddleware
 
 from guard_agent import AgentConfig, SecurityMetric, client, get_current_timestamp, guard_agent
@@ -106,6 +109,26 @@ def test_an_agent_that_was_stopped_is_stopped_again(stopped):
     stopped.send_event(make_event())
     assert stopped.get_status().destinations["http"]["dropped"] == {"stopped": 1}
     assert client._process.agent is stopped._agent
+
+
+def test_a_blocking_app_is_seen_as_well(guard_events):
+    app = Flask("shop")
+    FlaskAPIGuard(
+        app,
+        config=FlaskSecurityConfig(
+            enable_agent=True,
+            agent_api_key="test-key-0123",
+            agent_endpoint=NOWHERE,
+            enable_redis=False,
+        ),
+    )
+    app.get("/items")(lambda: "")
+
+    app.test_client().get(
+        "/items", query_string=INJECTION, environ_base={"REMOTE_ADDR": "192.0.2.33"}
+    )
+
+    guard_events.one("penetration_attempt", ip="192.0.2.33", endpoint="/items")
 
 
 def test_nothing_is_left_behind():
