@@ -311,6 +311,7 @@ async def test_a_partial_answer_that_rejects_everything_buries_everything(bench)
     await bench.run()
 
     assert bench.books.buried == 2
+    assert len(bench.errors) == 1, "told once for each reason"
     assert bench.gate.state is GateState.CLOSED
 
 
