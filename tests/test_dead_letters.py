@@ -8,28 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from guard_agent import AgentConfig, client, guard_agent
+from guard_agent import AgentConfig, guard_agent
 from guard_agent.cli import main
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer
 from guard_agent.testing.records import make_event, make_metric
 from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
 
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.delenv("GUARD_AGENT_CONFIG", raising=False)
-    monkeypatch.chdir(tmp_path)
-    yield
-    if client._process.agent is not None:
-        client._process.agent.stop().result(30)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture(params=["disk", "redis"])

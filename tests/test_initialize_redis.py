@@ -20,7 +20,7 @@ from guard_core.sync.handlers.redis_handler import RedisManager as BlockingRedis
 from guard_agent import AgentConfig, GuardAgentHandler, HostRedis, SyncGuardAgentHandler
 from guard_agent.client import _process
 from guard_agent.core.intake.leftovers import CLAIM, Leftovers
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer
 from guard_agent.testing.records import make_event
 from guard_agent.testing.redis_server import RedisServer
 
@@ -59,12 +59,6 @@ def stop_agent(tmp_path, monkeypatch, server, collector):
 def server():
     with RedisServer(options={"rdbcompression": "no"}) as server:
         yield server
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 @pytest.fixture

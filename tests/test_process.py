@@ -11,8 +11,6 @@ import time
 
 import pytest
 
-from guard_agent.testing.collector import Collector
-
 PREAMBLE = """
 import os, sys, threading, time
 from guard_agent import AgentConfig, SecurityEvent, get_current_timestamp, guard_agent
@@ -29,12 +27,6 @@ config = AgentConfig(
 )
 agent = guard_agent(config)
 """
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ import pytest
 from guard_agent import AgentConfig, client, guard_agent
 from guard_agent.testing.collector import Collector
 from guard_agent.testing.records import make_event
-
-pytest_plugins = ["guard_agent.testing.redis_server"]
+from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
 
 APPS = Path(__file__).parent / "apps"
 
