@@ -39,7 +39,7 @@ logger = logging.getLogger("guard_agent.composition")
 
 FALLBACK_STORE = "memory"
 # Said to a person once, but nothing is broken.
-_WARNINGS = {"GA115", "GA201"}
+_WARNINGS = {"GA115", "GA201", "GA309"}
 
 
 def compose(config: AgentConfig, registry: Registry | None = None) -> Plan:
@@ -65,7 +65,7 @@ class _Composer:
         self._config = config
         self._registry = registry
         # A dictionary, because two instances of one plugin share its problems.
-        self._problems: dict[Problem, None] = {}
+        self._problems: dict[Problem, None] = dict.fromkeys(config.notes)
         self._redactor_missing = False
 
     def compose(self) -> Plan:
