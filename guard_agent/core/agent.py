@@ -24,6 +24,7 @@ from guard_agent.core.delivery.calls import SafeStore
 from guard_agent.core.delivery.destination import Destination
 from guard_agent.core.delivery.gate import Gate, GateState
 from guard_agent.core.delivery.lanes import Lanes
+from guard_agent.core.delivery.trace import trace_from_environment
 from guard_agent.core.delivery.worker import COMMIT_INTERVAL, Worker
 from guard_agent.core.errors import BufferFullError, GuardAgentError
 from guard_agent.core.host_redis import HostRedis
@@ -63,6 +64,7 @@ class _Run:
 
     def __init__(self, plan: Plan, config: AgentConfig, on_error: Callable[..., None]) -> None:
         components = plan.build()
+        trace = trace_from_environment()
         self.inside = mark()
         names = tuple(transport.context.instance for transport in components.transports)
         self.started_at = time.monotonic()
@@ -97,6 +99,7 @@ class _Run:
                 call_limit=call_limit,
                 urgent=partial(self._urgent, transport.context.instance, config),
                 on_error=on_error,
+                trace=trace,
             )
             for transport in components.transports
         }

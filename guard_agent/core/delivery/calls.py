@@ -16,7 +16,7 @@ from guard_agent.core.interfaces import BufferStore, Level
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from guard_agent.core.interfaces import Appended, DeadLetter, Lease, Record
+    from guard_agent.core.interfaces import Appended, DeadLetter, Lease, Peeked, Record
 
     # Any awaitable: what a plugin returns is checked by awaiting it.
     Call = Callable[..., Awaitable[Any]]
@@ -167,6 +167,10 @@ class SafeStore(BufferStore):
     async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
         letters: Sequence[DeadLetter] = await self._calls(self._store.dead_letters, destination)
         return letters
+
+    async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
+        peeked: Peeked = await self._calls(self._store.peek, destination, after, limit)
+        return peeked
 
     async def replay(self, destination: str, limit: int) -> int:
         count: int = await self._calls(self._store.replay, destination, limit)
