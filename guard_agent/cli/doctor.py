@@ -145,11 +145,12 @@ def _versions(distributions: Sequence[Distribution]) -> Iterator[Finding]:
     for distribution in distributions:
         found.setdefault(_name(distribution), []).append(distribution.version or "?")
     for name, versions in sorted(found.items()):
-        if name == _ALIAS and _major(versions[0]) < _major(__version__):
+        old = [version for version in versions if _major(version) < _major(__version__)]
+        if name == _ALIAS and old:
             yield Finding(
                 "versions",
                 "failed",
-                f"{_ALIAS} {versions[0]} is the former agent, and brings a module {_MODULE} of "
+                f"{_ALIAS} {old[0]} is the former agent, and brings a module {_MODULE} of "
                 f"its own; run 'pip uninstall {_ALIAS} {_OWNER}', then install {_OWNER} again",
             )
         elif name == _OWNER and versions[0] != __version__:
@@ -180,7 +181,11 @@ def _versions(distributions: Sequence[Distribution]) -> Iterator[Finding]:
             "note",
             f"not installed: {', '.join(missing)}; the defaults of the configuration need them",
         )
-    agents = [f"{name} {found[name][0]}" for name in sorted(found) if name.startswith(_OWNER)]
+    agents = [
+        f"{name} {found[name][0]}"
+        for name in sorted(found)
+        if name == _ALIAS or name.startswith(_OWNER)
+    ]
     yield Finding("versions", "ok", ", ".join(agents) or "none installed")
 
 

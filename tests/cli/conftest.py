@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,31 @@ def configure(folder, collector):
         return settings
 
     return configure
+
+
+@pytest.fixture
+def distribution(tmp_path, monkeypatch):
+    """Put a distribution on the path, as an installation leaves it."""
+
+    def distribution(name, version, files, *, entry_points=None, metadata=True):
+        site = tmp_path / f"site-{name}-{version}"
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        for path, text in files.items():
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            (site / path).write_text(text, encoding="utf-8")
+        if metadata:
+            head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            (info / "METADATA").write_text(head, encoding="utf-8")
+        (info / "RECORD").write_text("".join(f"{path},,\n" for path in files), encoding="utf-8")
+        points = "".join(f"{key} = {value}\n" for key, value in (entry_points or {}).items())
+        (info / "entry_points.txt").write_text(f"[guard_agent]\n{points}", encoding="utf-8")
+        # At the end: what is there must not be imported in the place of the real thing.
+        monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+        importlib.invalidate_caches()
+        return site
+
+    return distribution
 
 
 @pytest.fixture(params=["disk", "redis"])
