@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 
-from guard_agent import AgentConfig, ConfigurationError, GuardAgentError
+from guard_agent import AgentConfig
 from guard_agent.cli.output import json_option, print_json, print_table
 from guard_agent.cli.setup import EX_CONFIG, Setup, ends_with_problems, hint, setup_options
-from guard_agent.core.assembly.composition import compose
-from guard_agent.core.assembly.configfile import PLACEHOLDER, read_config
+from guard_agent.core.assembly.configfile import PLACEHOLDER
 from guard_agent.core.assembly.inspection import SEAMS
 from guard_agent.core.assembly.schema import build_schema
 from guard_agent.core.logs import one_line
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from guard_agent.core.assembly.registry import Registry
-    from guard_agent.core.errors import Problem
 
 _MASK = "********"
 _SECRET_NAME = re.compile(
@@ -79,13 +77,14 @@ def show(setup: Setup, provenance: bool, changed: bool, as_json: bool) -> None:
 @command.command()
 @setup_options
 @json_option
+@ends_with_problems
 def validate(setup: Setup, as_json: bool) -> None:
     """
     Look for mistakes in the settings, those of the plugins included. Connects to nothing.
 
     Ends with 78 when there are any.
     """
-    problems = _all_problems(setup)
+    problems = setup.problems()
     wrong = [problem for problem in problems if problem.fatal]
     if as_json:
         print_json([asdict(problem) for problem in problems])
@@ -107,23 +106,6 @@ def validate(setup: Setup, as_json: bool) -> None:
 def schema(setup: Setup) -> None:
     """Print a JSON Schema of the configuration file, for editors and for checks."""
     print_json(build_schema(setup.registry))
-
-
-def _all_problems(setup: Setup) -> list[Problem]:
-    """Mistakes in the settings, and those that show when the rest of them is composed."""
-    reading = read_config(setup.path)
-    problems = list(reading.problems)
-    if reading.config is None:
-        return problems
-    try:
-        plan = compose(setup.reduced(reading.config), setup.registry)
-    except ConfigurationError as error:
-        found = error.problems
-    except GuardAgentError as error:
-        raise click.ClickException(str(error)) from None
-    else:
-        found = plan.problems
-    return list(dict.fromkeys([*problems, *found]))
 
 
 def _core(config: AgentConfig) -> Iterator[_Setting]:

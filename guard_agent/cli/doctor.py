@@ -121,6 +121,9 @@ def _owners(distributions: Sequence[Distribution]) -> Iterator[Finding]:
 def _ships_module(distribution: Distribution) -> bool:
     if _name(distribution) == _OWNER:
         return True
+    record = distribution.read_text("RECORD")
+    if record is not None and f"{_MODULE}/" not in record:
+        return False  # which is so for nearly all, and quicker than to look at each file
     files = distribution.files or ()
     return any(file.parts[:1] == (_MODULE,) and file.suffix == ".py" for file in files)
 

@@ -88,10 +88,30 @@ class Setup:
         What would run, and the note of `load`.
 
         Raises:
-            GuardAgentError: nothing can run; says why.
+            ConfigurationError: with everything that is wrong, plugins included.
+            GuardAgentError: as the constructor of a plugin raised it.
         """
-        config, note = self.load()
+        try:
+            config, note = self.load()
+        except ConfigurationError:
+            raise ConfigurationError(self.problems()) from None
         return compose(config, self.registry), note
+
+    def problems(self) -> list[Problem]:
+        """
+        Mistakes in the settings, and those that show when the rest of them is composed.
+
+        Raises:
+            GuardAgentError: as the constructor of a plugin raised it.
+        """
+        reading = read_config(self.path)
+        found: tuple[Problem, ...] = ()
+        if reading.config is not None:
+            try:
+                found = compose(self.reduced(reading.config), self.registry).problems
+            except ConfigurationError as error:
+                found = error.problems
+        return list(dict.fromkeys([*reading.problems, *found]))
 
     def compose_store(self) -> tuple[AgentConfig, Step]:
         """

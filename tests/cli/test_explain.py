@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,18 @@ def test_on_a_pipe_there_are_no_colours_and_no_traceback(tmp_path):
     assert "\x1b" not in result.stdout
     assert "Traceback" not in result.stderr
     assert "did you mean 'timeout'?" in result.stdout
+
+
+def test_every_command_is_in_the_documentation():
+    page = Path(__file__).resolve().parents[2] / "docs" / "command-line.md"
+    listed = re.findall(r"^\| `([a-z ]+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+    commands = []
+    for name in main.list_commands(None):
+        command = main.get_command(None, name)
+        parts = getattr(command, "commands", None)
+        commands += [f"{name} {part}" for part in parts] if parts else [name]
+    assert sorted(listed) == sorted(commands)
 
 
 def test_every_command_has_help(tmp_path):

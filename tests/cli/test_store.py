@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -131,8 +130,8 @@ def test_a_wrong_configuration_ends_with_78(run, configure, command):
     assert "did you mean 'buffer_size'?" in result.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX")
 def test_progress_is_shown_on_a_terminal_only(run, waiting, tmp_path):
+    pty = pytest.importorskip("pty", reason="terminals of POSIX")
     waiting()
     program = Path(sys.executable).with_name("guard-agent")
     command = [program, "store", "export", "--output", tmp_path / "out"]

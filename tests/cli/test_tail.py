@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -83,6 +84,20 @@ def test_records_are_seen_as_they_come_redacted_and_stay(agent, collector, run):
     assert seen[-2]["metadata"]["password"]
     assert collector.events == []
     assert json.loads(run("store", "ls", "--json").stdout)["http"]["leased"] == 0
+
+
+def test_an_interrupt_ends_it_quietly(agent):
+    with Tail() as tail:
+        until_seen(tail, agent)
+        tail.process.send_signal(signal.SIGINT)
+        assert tail.process.wait(PATIENCE) == 0
+        left = []
+        for thread in tail.threads:
+            thread.join(PATIENCE)
+        while not tail.lines.empty():
+            left.append(tail.lines.get())
+
+    assert "Traceback" not in "".join(left)
 
 
 def test_all_begins_with_what_waits_and_count_ends_it(agent, run):
