@@ -13,6 +13,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from guard_agent import AgentConfig
 from guard_agent.cli.output import json_option, print_json, print_table
 from guard_agent.cli.setup import EX_CONFIG, Setup, ends_with_problems, hint, setup_options
+from guard_agent.core.assembly.composition import WARNINGS
 from guard_agent.core.assembly.configfile import PLACEHOLDER
 from guard_agent.core.assembly.inspection import SEAMS
 from guard_agent.core.assembly.schema import build_schema
@@ -82,22 +83,23 @@ def validate(setup: Setup, as_json: bool) -> None:
     """
     Look for mistakes in the settings, those of the plugins included. Connects to nothing.
 
-    Ends with 78 when there are any.
+    Ends with 78 when nothing can run with them, with 1 when a plugin is left out.
     """
     problems = setup.problems()
-    wrong = [problem for problem in problems if problem.fatal]
+    wrong = [problem for problem in problems if problem.fatal or problem.code not in WARNINGS]
     if as_json:
         print_json([asdict(problem) for problem in problems])
     else:
         for problem in problems:
             click.echo(problem, err=True)
         click.echo(
-            f"{setup.source}: {len(wrong)} mistake{'s' * (len(wrong) != 1)}"
+            f"{setup.source}: {len(wrong)} problem{'s' * (len(wrong) != 1)}"
             if wrong
-            else f"{setup.source}: no mistakes"
+            else f"{setup.source}: no problems"
         )
         hint(problems)
-    raise SystemExit(EX_CONFIG if wrong else 0)
+    fatal = any(problem.fatal for problem in wrong)
+    raise SystemExit(EX_CONFIG if fatal else 1 if wrong else 0)
 
 
 @command.command()

@@ -113,9 +113,9 @@ class Setup:
                 found = error.problems
         return list(dict.fromkeys([*reading.problems, *found]))
 
-    def compose_store(self) -> tuple[AgentConfig, Step]:
+    def compose_store(self) -> tuple[AgentConfig, Step, tuple[str, ...]]:
         """
-        The store alone, which is there to be looked into even when other plugins are broken.
+        The store and its destinations alone: one can look into it when other plugins are broken.
 
         Raises:
             GuardAgentError: the configuration does not say which store is meant, or it is broken.
@@ -124,7 +124,7 @@ class Setup:
         if note and not config.project_id:
             msg = f"Without project_id the key tells which store is meant. {note}"
             raise GuardAgentError(msg)
-        return config, compose_store(config, self.registry)
+        return config, *compose_store(config, self.registry)
 
     # --- without some plugins ---------------------------------------------------------------------
 

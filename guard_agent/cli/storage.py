@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import click
 
 from guard_agent import BufferStore, GuardAgentError, Level, PluginContext
-from guard_agent.core.assembly.problems import did_you_mean
+from guard_agent.core.assembly.problems import did_you_mean, listed
 from guard_agent.core.config import state_directory
 from guard_agent.core.delivery.calls import SafeStore
 from guard_agent.core.logs import one_line
@@ -37,8 +37,8 @@ class Storage:
             GuardAgentError: the configuration is wrong, or its store ends with the process.
             click.BadParameter: there is no such destination.
         """
-        config, self._step = setup.compose_store()
-        self.destinations: Sequence[str] = tuple(config.transports)
+        config, self._step, destinations = setup.compose_store()
+        self.destinations: Sequence[str] = destinations
         self.instance = self._step.instance
         if cast("type[BufferStore]", self._step.cls).level is Level.MEMORY:
             msg = (
@@ -48,7 +48,7 @@ class Storage:
             raise GuardAgentError(msg)
         if destination is not None and destination not in self.destinations:
             guess = did_you_mean(destination, self.destinations)
-            known = ", ".join(self.destinations)
+            known = listed(self.destinations)
             msg = f"there is no destination {destination!r}{guess}; there are: {known}"
             raise click.BadParameter(msg, param_hint="--destination")
         self.chosen = self.destinations if destination is None else (destination,)

@@ -111,7 +111,7 @@ def test_a_sound_configuration(run):
 
     result = run("config", "validate")
 
-    assert (result.exit_code, result.output) == (0, "guard-agent.yaml: no mistakes\n")
+    assert (result.exit_code, result.output) == (0, "guard-agent.yaml: no problems\n")
 
 
 def test_all_mistakes_are_shown_at_once_those_of_plugins_too(run, monkeypatch):
@@ -124,7 +124,7 @@ def test_all_mistakes_are_shown_at_once_those_of_plugins_too(run, monkeypatch):
     result = run("config", "validate")
 
     assert result.exit_code == 78
-    assert result.stdout == "guard-agent.yaml: 5 mistakes\n"
+    assert result.stdout == "guard-agent.yaml: 5 problems\n"
     for part in (
         "GA303: guard-agent.yaml:2: there is no setting bufer_size; did you mean 'buffer_size'?",
         "GA304: guard-agent.yaml:3: stop_timeout: ",
@@ -171,6 +171,7 @@ def test_a_broken_plugin_of_a_wheel_is_a_doubt_that_can_be_disabled(run, install
     without = run("config", "validate", "--disable", "acme-sync-send")
 
     assert "GA110" in with_it.stderr
+    assert (with_it.exit_code, with_it.stdout) == (1, "guard-agent.yaml: 1 problem\n")
     assert (without.exit_code, without.stderr) == (0, "")
 
 

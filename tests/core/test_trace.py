@@ -65,7 +65,7 @@ def test_without_an_answer_the_line_says_what_happened(monkeypatch, capfd):
 
     first = next(line for line in lines(capfd) if "sent 1 record" in line)
 
-    assert re.search(r"-> retry in \d+ ms: retry: cannot connect to 127\.0\.0\.1", first)
+    assert re.search(r"-> retry in \d+ ms: cannot connect to 127\.0\.0\.1", first)
 
 
 @pytest.mark.parametrize("value", ["", "0", "false", "off"])

@@ -60,9 +60,15 @@ def compose(config: AgentConfig, registry: Registry | None = None) -> Plan:
     return plan
 
 
-def compose_store(config: AgentConfig, registry: Registry | None = None) -> Step:
+def compose_store(
+    config: AgentConfig, registry: Registry | None = None
+) -> tuple[Step, tuple[str, ...]]:
     """
-    The store that ``config`` names and nothing else, for a look at what waits in it.
+    The store that ``config`` names and its destinations, for a look at what waits in it.
+
+    The destinations are those that an agent has: to open a store for a transport that is broken
+    would have it keep records for what nobody delivers to. Enrichers and rule sources do not
+    matter.
 
     Raises:
         ConfigurationError: that store cannot be used.
@@ -106,11 +112,12 @@ class _Composer:
             self._registry,
         )
 
-    def compose_store(self) -> Step:
+    def compose_store(self) -> tuple[Step, tuple[str, ...]]:
         step = self._step(STORE, self._config.store)
         if step is None:
             raise ConfigurationError([*self._problems])
-        return step
+        transports = self._take(TRANSPORT, self._config.transports)
+        return step, tuple(transport.instance for transport in transports)
 
     def _report(self, problems: Iterable[Problem]) -> None:
         self._problems.update(dict.fromkeys(problems))

@@ -39,8 +39,11 @@ def describe_attempt(transport: Transport, batch: Batch, result: SendResult, sec
     """``http: sent 120 records -> http 200 in 41 ms, 5.1 kB gzip``."""
     known = described(transport)
     count = len(batch)
-    answer = str(known.get("answer", "")) or type(result).__name__.lower()
-    said = _said(result)
+    what = type(result).__name__.lower()
+    answer, said = str(known.get("answer", "")), _said(result)
+    if answer and isinstance(result, (Retry, Reject, Paused)):
+        said = f"{what}: {said}"
+    answer = answer or what
     line = f"{transport.context.instance}: sent {count} record{'s' * (count != 1)} -> {answer}"
     line += f" in {1000 * seconds:.0f} ms"
     size = known.get("body_bytes")
@@ -68,7 +71,7 @@ def kilobytes(size: int) -> str:
 
 def _said(result: SendResult) -> str:
     if isinstance(result, (Retry, Reject, Paused)):
-        return f"{type(result).__name__.lower()}: {result.reason}"
+        return result.reason
     if isinstance(result, Partial):
         return f"{len(result.rejected)} rejected, {len(result.retry)} to be sent again"
     if isinstance(result, TooLarge):
