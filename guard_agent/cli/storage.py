@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -18,12 +19,43 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from guard_agent.cli.setup import Setup
+    from guard_agent.core.delivery.calls import Call
+
+logger = logging.getLogger("guard_agent")
 
 _T = TypeVar("_T")
 
 
 class StoreUnavailableError(click.ClickException):
     """The store cannot be opened, or does not answer. Ends the command with 1."""
+
+
+class _TellingStore(SafeStore):
+    """Says in one line, and for a person, that the store is not available."""
+
+    def __init__(self, store: BufferStore, limit: float) -> None:
+        super().__init__(store, limit)
+        calls, name = self._calls, store.context.instance
+
+        async def told(function: Call, *args: Any) -> Any:
+            try:
+                return await calls(function, *args)
+            except NotImplementedError as error:
+                raise click.ClickException(str(error)) from None
+            except Exception as error:
+                # Plugin meets user: any exception means that the store is not available.
+                what = one_line(str(error) or type(error).__name__, 500)
+                msg = f"the store {name!r} is not available: {what}"
+                raise StoreUnavailableError(msg) from error
+
+        self._calls = told
+
+    async def close(self) -> None:
+        try:
+            await super().close()
+        except Exception:
+            # What was asked of it is done, and the process ends anyway.
+            logger.debug("the store did not close", exc_info=True)
 
 
 class Storage:
@@ -65,21 +97,13 @@ class Storage:
         context = PluginContext(
             self.instance, self._config, tuple(self.destinations), state_directory()
         )
+        plugin = cast("BufferStore", self._step.cls(self._step.settings, context))
+        store = _TellingStore(plugin, self._config.timeout)
         try:
-            plugin = self._step.cls(self._step.settings, context)
-            store = SafeStore(cast("BufferStore", plugin), self._config.timeout)
-            try:
-                await store.open()
-                yield store
-            finally:
-                await store.close()
-        except (click.ClickException, NotImplementedError):
-            raise
-        except Exception as error:
-            # Plugin meets user: any exception means that the store is not available.
-            what = one_line(f"{error}" or type(error).__name__, 500)
-            msg = f"the store {self.instance!r} is not available: {what}"
-            raise StoreUnavailableError(msg) from error
+            await store.open()
+            yield store
+        finally:
+            await store.close()
 
     def run(self, work: Callable[[SafeStore], Awaitable[_T]]) -> _T:
         """Open the store, do ``work``, close it."""

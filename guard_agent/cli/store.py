@@ -223,10 +223,7 @@ def _progress(total: int, label: str, *, hide: bool) -> Any:
 async def _waiting(store: SafeStore, destination: str) -> AsyncIterator[tuple[Record, None]]:
     position: str | None = None
     while True:
-        try:
-            peeked = await store.peek(destination, position, _PART)
-        except NotImplementedError as error:
-            raise click.ClickException(str(error)) from None
+        peeked = await store.peek(destination, position, _PART)
         for record in peeked.records:
             yield record, None
         if not peeked.records and peeked.position == position:

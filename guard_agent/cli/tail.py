@@ -84,8 +84,6 @@ class _Tail:
                         if not await self._look(store):
                             await asyncio.sleep(_INTERVAL)
                     return
-            except NotImplementedError as error:
-                raise click.ClickException(str(error)) from None
             except StoreUnavailableError as error:
                 if not opened_once:
                     raise

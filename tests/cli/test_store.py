@@ -20,11 +20,11 @@ def waiting(configure, collector, durable, start):
 
     def waiting(count=3, **settings):
         collector.always(Answer(503))
-        agent = start(configure(**durable, **settings))
+        agent = start(configure(**durable, flush_interval=60, **settings))
         for n in range(count):
             agent.record("event", make_event(reason=f"event {n}"))
         assert agent.flush_to_store().result(30)
-        agent.stop().result(10)
+        agent.stop(0.3).result(10)  # it would try to deliver until then
         collector.always(None)
         collector.clear()
 

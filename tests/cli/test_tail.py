@@ -15,15 +15,24 @@ import pytest
 from guard_agent.testing.records import make_event, make_metric
 
 PATIENCE = 30
+# What runs in the background of a shell ignores interrupts, and so would its children.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from guard_agent.cli import main
+main(["tail", *sys.argv[1:]])
+"""
 
 
 class Tail:
     """The command as a process of its own."""
 
     def __init__(self, *options):
-        program = Path(sys.executable).with_name("guard-agent")
         self.process = subprocess.Popen(
-            [program, "tail", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", PROGRAM, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.lines = Queue()
         self.threads = [
@@ -98,6 +107,31 @@ def test_an_interrupt_ends_it_quietly(agent):
             left.append(tail.lines.get())
 
     assert "Traceback" not in "".join(left)
+
+
+def test_a_closed_pipe_ends_it(agent):
+    program = Path(sys.executable).with_name("guard-agent")
+    agent.record("event", make_event())
+    assert agent.flush_to_store().result(PATIENCE)
+    tail = subprocess.Popen(
+        [program, "tail", "--all"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert tail.stdout.readline()
+        tail.stdout.close()
+        for _ in range(10 * PATIENCE):
+            agent.record("event", make_event())
+            assert agent.flush_to_store().result(PATIENCE)
+            try:
+                assert tail.wait(0.1) == 1
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        else:
+            raise AssertionError("it went on for nobody")
+    finally:
+        tail.kill()
+        tail.wait(PATIENCE)
 
 
 def test_all_begins_with_what_waits_and_count_ends_it(agent, run):

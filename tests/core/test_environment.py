@@ -187,6 +187,17 @@ def test_all_problems_of_the_environment_and_the_file_come_together(put):
     assert "GUARD_AGENT_API_KEY__FILE: refers to the file absent" in found["GA306"][0]
 
 
+@pytest.mark.parametrize("text", ["plugins: 3\n", "plugins: {http: 3}\n"])
+def test_a_variable_does_not_hide_what_is_wrong_in_the_file(put, text):
+    write(f"api_key: a-key\n{text}")
+    put(PLUGINS__HTTP__DEADLINE="5")
+
+    (problem,) = problems()
+
+    assert problem.code == "GA304"
+    assert problem.message.startswith(("guard-agent.yaml:2: plugins", "environment variable"))
+
+
 def test_a_secret_is_not_repeated_in_a_message(put):
     put(API_KEY="schlüssel-of-a-test")
 

@@ -215,13 +215,17 @@ class _Layers:
         if all(isinstance(part, dict) for part in (beneath, merged.get("plugins", {}))):
             above = _mapping(variables.data.get("plugins"))
             sections = {
-                name: _over_all(section, beneath.get(name)) for name, section in above.items()
+                name: _over_all(section, beneath.get(name))
+                for name, section in above.items()
+                if isinstance(beneath.get(name, {}), dict)  # else it is wrong, and must be told
             }
             beneath = {**beneath, **sections}
             merged["plugins"] = {
                 **beneath,
                 **{name: _over(item, beneath.get(name)) for name, item in self._sections.items()},
             }
+        elif "plugins" not in code and not isinstance(beneath, dict):
+            merged["plugins"] = beneath  # wrong, which must be told
         config = None
         try:
             config = self._model.model_validate(merged)
