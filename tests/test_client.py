@@ -47,7 +47,7 @@ def config(collector):
 
     yield make
     if client._process.agent is not None:
-        client._process.agent.stop().result(5)
+        client._process.agent.stop().result(30)
 
 
 async def test_the_quick_start_of_the_first_releases_works(config, collector):
@@ -164,7 +164,7 @@ async def test_a_record_is_taken_awaited_or_not_or_as_a_task(config, collector):
         agent.send_event(make_event(reason="gathered")),
         asyncio.create_task(agent.send_metric(make_metric())),
     )
-    await asyncio.wait_for(agent.send_event(make_event(reason="with a limit")), 1)
+    await asyncio.wait_for(agent.send_event(make_event(reason="with a limit")), 30)
     await agent.flush_buffer()
 
     assert {event["reason"] for event in collector.events} == {
@@ -190,14 +190,15 @@ def test_the_sync_face_delivers_without_an_event_loop(config, collector):
 def test_the_sync_face_never_waits_for_the_thread_of_the_agent(config, collector):
     held, release = threading.Event(), threading.Event()
 
-    def hold(*_):
+    async def hold() -> None:
         held.set()
-        release.wait(30)
+        release.wait(60)
 
     collector.always(Answer(500))
-    agent = guard_agent(config(on_error=hold, buffer_size=1))
+    agent = guard_agent(config(buffer_size=1))
     agent.send_event(make_event())
-    assert held.wait(10), "the agent's thread is not stuck"
+    agent._agent._current().worker.submit(hold)
+    assert held.wait(30), "the agent's thread is not stuck"
 
     def use() -> None:
         for _ in range(500):
@@ -211,7 +212,7 @@ def test_the_sync_face_never_waits_for_the_thread_of_the_agent(config, collector
     user = threading.Thread(target=use)
     try:
         user.start()
-        user.join(10)
+        user.join(30)
         assert not user.is_alive()
     finally:
         collector.always(None)
@@ -281,16 +282,17 @@ async def test_rules_never_raise_and_never_wait_for_long(config, collector):
 
     begun = time.monotonic()
     assert await agent.get_dynamic_rules() is None
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 20
 
 
-def test_the_sync_face_never_waits_for_rules(config, collector):
+def test_the_sync_face_never_waits_for_rules(config, collector, monkeypatch):
+    monkeypatch.setattr("guard_agent.core.agent._FIRST_RULES_TIMEOUT", 60)
     collector.always(Answer(delay=30), only="rules")
-    agent = guard_agent(config())
+    agent = guard_agent(config(timeout=60))
 
     begun = time.monotonic()
     assert agent.get_dynamic_rules() is None
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 20
 
 
 async def test_p05_everything_returns_before_start_and_after_stop(config):

@@ -174,12 +174,12 @@ def test_p15_a_wall_clock_that_jumps_holds_up_nothing(run, collector, store, jum
         began = time.monotonic()
         tell("one")
         while agent.get_status().destinations["http"]["delivered"] < 1:
-            assert time.monotonic() - began < 20, agent.get_status()
+            assert time.monotonic() - began < 60, agent.get_status()
             time.sleep(0.02)
         tell("two")
         began = time.monotonic()
         agent.stop()
-        assert time.monotonic() - began < 2.1 + 1
+        assert time.monotonic() - began < 2.1 + 5
         """,
         STORE=store,
     )

@@ -50,7 +50,7 @@ def surroundings(tmp_path, monkeypatch):
 def forget_agent() -> None:
     """As in a process that has made none; a lifespan would start a stopped one again."""
     if client._process.agent is not None:
-        client._process.agent.stop().result(5)
+        client._process.agent.stop().result(30)
     client._process.agent = None
 
 

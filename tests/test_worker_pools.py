@@ -119,7 +119,7 @@ def free_port() -> int:
 
 def get(port: int, path: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
             return answer.read() == b"ok"
     except (urllib.error.URLError, OSError):
         return False

@@ -25,6 +25,7 @@ _COMMANDS = {
     "store": "guard_agent.cli.store",
     "doctor": "guard_agent.cli.doctor",
     "explain": "guard_agent.cli.explain",
+    "new": "guard_agent.cli.new",
 }
 
 

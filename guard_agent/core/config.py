@@ -45,9 +45,12 @@ DEFAULT_SENSITIVE_HEADERS = (
 )
 _MIN_SECRET = 16
 _API_SUFFIX = "/api/v1"
-_METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.goog"})
+_METADATA_NAMES = frozenset(
+    {"metadata", "metadata.google.internal", "metadata.goog", "instance-data"}
+)
 _METADATA_ADDRESSES = frozenset(
-    {ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")}
+    ipaddress.ip_address(text)
+    for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192")
 )
 
 ErrorCallback = Callable[[str, BaseException, dict[str, Any]], None]
@@ -170,8 +173,8 @@ class AgentConfig(BaseModel):
         default=None,
         exclude=True,
         description=(
-            "Called with (stage, exception, context) when a step fails; the stages are "
-            "transport_send, encryption, flush_events and flush_metrics"
+            "Called with (stage, exception, context) when a step fails, in a thread of its own; "
+            "the stages are transport_send, encryption, flush_events and flush_metrics"
         ),
     )
 

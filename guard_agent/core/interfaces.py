@@ -271,7 +271,9 @@ class Transport(Resource, ABC):
         Make one attempt to hand ``batch`` to the collector.
 
         Called from one task at a time. Retrying, splitting, pausing and counting are the core's
-        job. The call may be cancelled when the agent stops.
+        job. The call may be cancelled when the agent stops, or when it takes longer than 1.25 times
+        ``timeout``. What blocks belongs into a thread: until it returns, nothing else of the agent
+        goes on, although the application does.
 
         Returns:
             What the collector said; see each result for what the core does with it.
@@ -570,6 +572,10 @@ class Enricher(Plugin, ABC):
 
         Called once per kind at startup: compile here what can be compiled. The function is
         synchronous, must not block, and is called from any thread, also from several at a time.
-        It returns the fields, or None to drop the record (counted as ``filtered``). When it
-        raises, the record is dropped and counted: nothing half processed leaves.
+        It returns the fields, or None to drop the record (counted as ``filtered``).
+
+        When it raises or returns anything else, the record is dropped and counted: nothing half
+        processed leaves. Only a ``DERIVE`` enricher is left out instead, and no longer called after
+        five failures; that it took more than a second is one of them, because the request of the
+        application waits for it, which nothing can cut short.
         """

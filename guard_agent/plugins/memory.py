@@ -30,13 +30,22 @@ if TYPE_CHECKING:
 
 _PRIORITIES = range(len(Priority))  # going through the enum itself costs four times as much
 
+# What a record takes beside its payload, measured, and how much of that is not counted: a full
+# store needs at most 16 MiB more than its setting.
+_OVERHEAD = 400
+_OVERHEAD_PER_DESTINATION = 120
+_FREE_OVERHEAD = 12 * 1024 * 1024
+
 
 class MemorySettings(PluginSettings):
     max_records: int | None = Field(
         default=None, ge=1, description="Most records kept; max_buffer_records when not given"
     )
     max_bytes: int | None = Field(
-        default=None, ge=1, description="Most payload bytes kept; max_buffer_bytes when not given"
+        default=None,
+        ge=1,
+        description="Most payload bytes kept, and of what many small records take beside them what "
+        "is above 12 MiB; max_buffer_bytes when not given",
     )
     max_dead_letters: int = Field(
         default=1000, ge=0, description="Most dead letters kept for each destination"
@@ -183,6 +192,7 @@ class MemoryStore(BufferStore):
             )
             for destination in context.destinations
         }
+        self._overhead = _OVERHEAD + _OVERHEAD_PER_DESTINATION * len(self._cursors)
         self._pending = [cursor.pending for cursor in self._cursors.values()]
         # Every entry that is pending for at least one destination.
         self._records: dict[str, Record] = {}
@@ -201,16 +211,13 @@ class MemoryStore(BufferStore):
         if not self._cursors:
             return Appended(len(records))
         size = sum([len(record.payload) for record in records])
-        if (
-            len(self._records) + len(records) <= self._max_records
-            and self._bytes + size <= self._max_bytes
-        ):
+        if self._fits(len(self._records) + len(records), self._bytes + size):
             self._insert(records, size, self._cursors.values())
             return Appended(len(records))
 
         evicted: dict[str, int] = {}
         for position, record in enumerate(records):
-            if self._fits(record) or (evict and self._make_room(record, evicted)):
+            if self._has_room(record) or (evict and self._make_room(record, evicted)):
                 self._insert((record,), len(record.payload), self._cursors.values())
             elif evict:
                 for destination in self._cursors:
@@ -219,11 +226,13 @@ class MemoryStore(BufferStore):
                 return Appended(position)
         return Appended(len(records), evicted)
 
-    def _fits(self, record: Record) -> bool:
-        return (
-            len(self._records) < self._max_records
-            and self._bytes + len(record.payload) <= self._max_bytes
-        )
+    def _has_room(self, record: Record) -> bool:
+        return self._fits(len(self._records) + 1, self._bytes + len(record.payload))
+
+    def _fits(self, records: int, size: int) -> bool:
+        """Whether so many records, with payloads of so many bytes, are within the bounds."""
+        counted = max(records * self._overhead - _FREE_OVERHEAD, 0)
+        return records <= self._max_records and size + counted <= self._max_bytes
 
     def _insert(self, records: Sequence[Record], size: int, cursors: Collection[_Cursor]) -> None:
         """Take in records that ``cursors`` want."""
@@ -259,11 +268,11 @@ class MemoryStore(BufferStore):
         """What has to go for ``newcomer``; empty when nothing could make enough room."""
         if len(newcomer.payload) > self._max_bytes:
             return []
-        slots = len(self._records) + 1 - self._max_records
-        excess = self._bytes + len(newcomer.payload) - self._max_bytes
+        count = len(self._records) + 1
+        size = self._bytes + len(newcomer.payload)
         victims: list[str] = []
         for queue in self._evictable[: newcomer.priority + 1]:
-            while slots > 0 or excess > 0:
+            while not self._fits(count, size):
                 entry = queue.pop()
                 if entry is None:
                     break
@@ -271,9 +280,9 @@ class MemoryStore(BufferStore):
                     self._skipped.add(entry)
                     continue
                 victims.append(entry)
-                slots -= 1
-                excess -= len(self._records[entry].payload)
-        if slots > 0 or excess > 0:
+                count -= 1
+                size -= len(self._records[entry].payload)
+        if not self._fits(count, size):
             for entry in victims:
                 self._evictable[self._records[entry].priority].put_back(entry)
             return []
@@ -452,7 +461,7 @@ class MemoryStore(BufferStore):
         while (
             len(replayed) < limit
             and cursor.dead.letters
-            and self._fits(cursor.dead.letters[0].record)
+            and self._has_room(cursor.dead.letters[0].record)
         ):
             record = cursor.dead.pop().record
             self._insert((record,), len(record.payload), (cursor,))

@@ -82,7 +82,7 @@ def test_every_command_has_help(tmp_path):
     names = [line.split()[0] for line in listed.splitlines() if line.strip()]
 
     assert names == [
-        "plugins", "plan", "check", "config", "send", "tail", "store", "doctor", "explain",
+        "plugins", "plan", "check", "config", "send", "tail", "store", "doctor", "explain", "new",
     ]  # fmt: skip
     assert "..." not in listed
     for name in names:

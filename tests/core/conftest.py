@@ -42,7 +42,7 @@ def make_agent():
 
     yield make
     for agent in agents:
-        agent.stop().result(5)
+        agent.stop().result(30)
         for destination in agent._current().destinations.values():
             assert getattr(destination.transport, "violations", []) == []
         for name, balance in agent.balances().items():

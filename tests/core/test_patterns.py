@@ -284,7 +284,7 @@ async def test_l05_a_hundred_thousand_patterns_end_in_time():
     found = await Judge(seconds=1.0)(keys)
 
     assert len(found) < len(keys)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
 
 
 async def test_l05_the_process_ends_when_nobody_waits(tmp_path):

@@ -363,9 +363,9 @@ def test_who_was_refused_waits_until_something_is_taken_over():
 
     thread = threading.Thread(target=producer)
     thread.start()
-    assert refused.wait(10)
+    assert refused.wait(30)
     bench.ring.done(bench.take())
-    thread.join(10)
+    thread.join(30)
 
     assert stored.is_set()
     assert bench.ids() == ["2"]
@@ -403,7 +403,7 @@ def test_the_end_wakes_those_who_wait(end):
     thread.start()
 
     getattr(bench.ring, end)(DropReason.STOPPED)
-    thread.join(10)
+    thread.join(30)
 
     assert not thread.is_alive()
     assert called.is_set()

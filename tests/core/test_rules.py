@@ -642,6 +642,51 @@ async def test_l07_rules_survive_on_disk_for_their_owner_only(tmp_path):
     assert restored.source.known == [None]
 
 
+def open_folder(path):
+    path.parent.chmod(0o777)
+
+
+def open_file(path):
+    path.chmod(0o666)
+
+
+def link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.parametrize("prepare", [open_folder, open_file, link, pipe])
+async def test_s03_rules_that_others_can_have_written_are_not_restored(tmp_path, prepare, caplog):
+    path = tmp_path / "state" / "rules.json"
+    await Bench(rule_set(), cache=path).refresh()
+    prepare(path)
+
+    restored = Bench(Retry("down"), cache=path)
+    await restored.keeper.restore()
+
+    assert restored.keeper.current is None
+    said = [m for m in caplog.messages if "others may write there" in m]
+    assert len(said) == (prepare in (open_folder, open_file))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+async def test_rules_are_restored_from_a_folder_where_others_may_only_add_files(tmp_path):
+    path = tmp_path / "state" / "rules.json"
+    await Bench(rule_set(), cache=path).refresh()
+    path.parent.chmod(0o1777)
+
+    restored = Bench(Retry("down"), cache=path)
+    await restored.keeper.restore()
+
+    assert restored.version == 3
+
+
 async def test_an_older_version_than_the_restored_one_is_refused(tmp_path):
     path = tmp_path / "rules.json"
     path.write_bytes(orjson.dumps(document(version=9)))

@@ -101,7 +101,7 @@ def test_r06_a_redis_that_freezes_never_blocks_the_sync_face(
         plugins={"redis": {"url": redis_server.url}},
     )
     if client._process.agent is not None:
-        client._process.agent.stop().result(5)
+        client._process.agent.stop().result(30)
     agent = guard_agent(config)
     try:
         agent.send_event(make_event(reason="before"))

@@ -45,7 +45,7 @@ class Lifespan:
         answered.cancel()
 
     async def end(self) -> None:
-        await asyncio.wait_for(self._task, 10)
+        await asyncio.wait_for(self._task, 30)
 
 
 async def serve_once(app) -> list[str]:

@@ -36,7 +36,7 @@ async def test_it_serves_until_a_signal_and_delivers(collector, config, number):
     assert response.status_code == 204
     assert not serving.done()
     os.kill(os.getpid(), number)
-    await asyncio.wait_for(serving, 10)
+    await asyncio.wait_for(serving, 30)
 
     assert [event["reason"] for event in collector.events] == ["request"]
     assert signal.getsignal(number) is before

@@ -1,53 +1,92 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from guard_agent import Appended, DeadLetter, DestinationDepth, Level, Priority
-from guard_agent.plugins import memory
 from guard_agent.plugins.memory import MemorySettings, MemoryStore
+from guard_agent.testing.clock import VirtualClock
 from guard_agent.testing.contracts import BufferStoreContract
 from guard_agent.testing.records import make_context, make_record, make_records
 
 BIG = 1 << 30
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class TestMemoryStoreContract(BufferStoreContract):
-    dead_letter_limit = 5
+    plugin = MemoryStore
+    dead_letter_limit = 40
 
-    def make_store(self, context):
-        return MemoryStore(MemorySettings(max_dead_letters=5), context)
+    def settings(self):
+        return {"max_dead_letters": 40}
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return VirtualClock()
 
 
 def make_store(*, clock=None, destinations=("one",), config=None, **options):
     context = make_context(destinations=destinations, **(config or {}))
     store_settings = MemorySettings(**options)
-    return MemoryStore(store_settings, context, clock=clock or Clock())
+    return MemoryStore(store_settings, context, clock=clock or VirtualClock())
 
 
 def ids(lease):
     return [record.id for record in lease.entries.values()]
 
 
-def test_the_hook_offers_the_store_under_its_name():
-    assert memory.guard_agent_buffer_stores() == [MemoryStore]
-    assert MemoryStore.name == "memory"
+def test_what_it_keeps_ends_with_the_process():
     assert MemoryStore.level is Level.MEMORY
+
+
+FULL = """
+import asyncio, re, sys, uuid
+from pathlib import Path
+from guard_agent import Priority, Record
+from guard_agent.plugins.memory import MemorySettings, MemoryStore
+from guard_agent.testing.records import make_context
+
+size, destinations = map(int, sys.argv[1:])
+
+def used():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+async def fill():
+    for _ in range(200):
+        records = [
+            Record(uuid.uuid4().hex, "event", Priority.CHANGE, bytes(size), 1.7e9 + n)
+            for n in range(1000)
+        ]
+        if (await store.append(records, evict=True)).evicted:
+            return
+
+names = tuple(map(str, range(destinations)))
+context = make_context(destinations=names, max_buffer_records=10_000_000)
+store = MemoryStore(MemorySettings(max_bytes=64 * 1024 * 1024), context)
+before = used()
+asyncio.run(fill())
+print(used() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what a process uses")
+@pytest.mark.parametrize("size", [40, 400, 4000])
+@pytest.mark.parametrize("destinations", [1, 3])
+def test_a_full_store_takes_its_bound_and_16_mib_at_most(size, destinations):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(size), str(destinations)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert 30 < float(done.stdout) <= 64 + 16
 
 
 async def test_bounds_come_from_the_settings_before_the_config():
@@ -77,9 +116,9 @@ async def test_a_lease_ends_exactly_with_its_time(clock):
     await store.append(make_records(1), evict=True)
     await store.lease("one", 1, BIG, ttl=10.0)
 
-    clock.now += 9.999
+    clock.advance(9.999)
     assert await store.release_expired() == 0
-    clock.now += 0.001
+    clock.advance(0.001)
     assert await store.release_expired() == 1
 
 
@@ -87,7 +126,7 @@ async def test_a_holder_keeps_its_entries_until_the_lease_is_taken_back(clock):
     store = make_store(clock=clock)
     await store.append(make_records(2), evict=True)
     lease = await store.lease("one", 2, BIG, ttl=1.0)
-    clock.now += 5.0
+    clock.advance(5.0)
 
     assert await store.release(lease, list(lease.entries)[:1]) == 1
     assert await store.release_expired() == 1
@@ -99,9 +138,9 @@ async def test_a_delayed_record_is_ready_exactly_after_its_delay(clock):
     lease = await store.lease("one", 2, BIG, ttl=60.0)
     await store.release(lease, list(lease.entries), delay=30.0)
 
-    clock.now += 29.0
+    clock.advance(29.0)
     assert await store.lease("one", 2, BIG, ttl=60.0) is None
-    clock.now += 1.0
+    clock.advance(1.0)
     assert ids(await store.lease("one", 2, BIG, ttl=60.0)) == ["record-1", "record-2"]
 
 
@@ -209,7 +248,7 @@ class MemoryStoreMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.clock = Clock()
+        self.clock = VirtualClock()
         self.store = make_store(
             clock=self.clock,
             destinations=DESTINATIONS,
@@ -367,7 +406,7 @@ class MemoryStoreMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 10.0]))
     def time_passes(self, seconds):
-        self.clock.now += seconds
+        self.clock.advance(seconds)
         expired = 0
         for entry in self.entries:
             for name, held in entry.state.items():

@@ -267,7 +267,7 @@ class Sweep:
             _, status = os.waitpid(victim.pid, 0)
             how = "at a random moment"
         if victim.tracer is not None:
-            victim.tracer.wait(10)
+            victim.tracer.wait(30)
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             raise SystemExit(f"victim {victim.number} failed by itself, with status {status}")
         self.killed[how] += 1

@@ -120,7 +120,7 @@ def test_urllib_and_an_async_client_are_served_too(collector):
         headers={"Content-Type": "application/json"},
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=5) as response:
+    with opener.open(request, timeout=30) as response:
         assert response.status == 200
     assert len(collector.events) == 1
 
@@ -471,7 +471,7 @@ def test_the_fixture_is_there_when_it_is_asked_for(pytester):
 
         def test_it(guard_collector):
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            opener.open(guard_collector.url + "/api/v1/rules", timeout=5).close()
+            opener.open(guard_collector.url + "/api/v1/rules", timeout=30).close()
             assert [request.status for request in guard_collector.requests] == [204]
         """
     )
@@ -629,7 +629,7 @@ def raw_post(collector: Collector, *events: dict[str, Any]):
     """A connection over which a batch was sent."""
     body = json.dumps({"events": events}).encode()
     address = ("127.0.0.1", int(collector.url.rpartition(":")[2]))
-    with socket.create_connection(address, timeout=10) as connection:
+    with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(
             b"POST /api/v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n" % len(body) + body

@@ -306,11 +306,12 @@ class Destination:
             await self._ack(lease, open_ids, accepted, news=news)
         else:
             self.gate.answered()
-        for position, reason in result.rejected.items():
+        refused: dict[str, Chunk] = {}
+        for position, reason in sorted(result.rejected.items()):
             if 0 <= position < len(chunk):
-                await self._bury(
-                    lease, open_ids, [chunk[position]], reason, PermanentClientError(422, reason)
-                )
+                refused.setdefault(one_line(reason), []).append(chunk[position])
+        for reason, part in refused.items():
+            await self._bury(lease, open_ids, part, reason, PermanentClientError(422, reason))
         if keep:
             # They stay in `open_ids` and so go back; without a pause they would come again at once.
             self._failed(Retry("the collector took some records only", throttled=True), chunk)
@@ -349,6 +350,7 @@ class Destination:
         error: PermanentClientError,
     ) -> None:
         clean = one_line(reason)
+        first = not self.books.buried
 
         async def book() -> None:
             async with self._books_lock:
@@ -359,8 +361,8 @@ class Destination:
 
         await finish(book(), self._patience)
         self.books.last_error = clean
-        if self.books.buried == 1:
-            logger.warning("%s refused a record for good, it is buried: %s", self.name, clean)
+        if first and self.books.buried:
+            logger.warning("%s refused records for good, they are buried: %s", self.name, clean)
         self._on_error("transport_send", error, self._about(chunk))
 
     async def _give_back(self, lease: Lease, open_ids: Mapping[str, Record]) -> None:

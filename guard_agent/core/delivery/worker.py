@@ -26,6 +26,7 @@ from guard_agent.core.reentry import mark
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
+    from guard_agent.core.callback import ErrorCallback
     from guard_agent.core.delivery.destination import Destination
     from guard_agent.core.delivery.lanes import Lanes
     from guard_agent.core.intake.ring import Ring
@@ -39,6 +40,8 @@ logger = logging.getLogger("guard_agent.worker")
 THREAD_NAME = "guard-agent"
 COMMIT_INTERVAL = 0.05
 """Seconds until a record is in a store that survives the process: the loss window."""
+_GATHER = 0.4 * COMMIT_INTERVAL
+"""Seconds in which records gather to be stored together; the rest is for storing them."""
 _CHUNK = 1_000
 _STORE_BACKOFF_MAX = 30.0
 _STORE_RETRY = 1.0
@@ -61,6 +64,7 @@ class Worker:
         store: Lanes,
         destinations: Sequence[Destination],
         keepers: Sequence[RuleKeeper],
+        on_error: ErrorCallback,
         books_lock: asyncio.Lock,
         buffer_size: int,
         flush_interval: float,
@@ -73,6 +77,7 @@ class Worker:
         self._store = store
         self._destinations = {destination.name: destination for destination in destinations}
         self._keepers = keepers
+        self._on_error = on_error
         self._books_lock = books_lock
         self._buffer_size = buffer_size
         self._flush_interval = flush_interval
@@ -258,28 +263,33 @@ class Worker:
         """Fresh depths of the store, at a moment when all books agree."""
         async with self._moving, self._books_lock:
             if self._store_open:
-                self.depths = await self._store.stats()
-                self._book_reset()
+                await self._take_stock()
         return self.depths
 
-    def _book_reset(self) -> None:
+    async def _take_stock(self) -> None:
         """
-        A store that began anew has lost what it held: what is missing since then is given up.
+        Look at what is there. What a store lost that began anew is given up: what is missing since.
 
         What was missing before is what other processes, who share it, had put in or taken out.
         """
+        resets = -1
+        while resets != self._store.resets:  # it can begin anew while we look
+            resets = self._store.resets
+            self.depths = await self._store.stats()
+        if not self._store.is_exact:
+            return
         with self._ring.locked():
             waiting = len(self._ring)
             missing = {
                 name: self._ledger.balance(name, waiting + depth.pending).difference
                 for name, depth in self.depths.items()
             }
-        if self._store.resets > self._resets:
-            self._resets = self._store.resets
+        if resets > self._resets:
+            self._resets = resets
             for name, count in missing.items():
                 lost = max(count - self._missing.get(name, 0), 0)
                 self._ledger.destinations[name].dropped[DropReason.STORE_RESET] += lost
-        elif self._store.is_exact:
+        else:
             self._missing = missing
 
     # --- the thread -------------------------------------------------------------------------------
@@ -365,8 +375,7 @@ class Worker:
             with suppress(Exception):
                 await Calls(max((self._stop_at - time.monotonic()) / 2, 0.05))(self._store.settle)
             with suppress(Exception):
-                self.depths = await self._store.stats()
-                self._book_reset()
+                await self._take_stock()
         volatile: Mapping[str, DestinationDepth] = {}
         with suppress(Exception):
             volatile = await self._store.memory.stats()
@@ -374,6 +383,7 @@ class Worker:
         closing: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             *((name, destination.close) for name, destination in self._destinations.items()),
             *((keeper.name, keeper.close) for keeper in self._keepers),
+            ("the on_error callback", self._on_error.settle),
         ]
         # At the same time, so that one that hangs does not use up what the others need.
         share = (self._stop_at - time.monotonic()) / 2
@@ -438,7 +448,7 @@ class Worker:
             if not backoff and not self._ring.under_pressure():
                 durable = self._survives()
                 interval = self._flush_interval
-                await self._linger(min(COMMIT_INTERVAL, interval) if durable else interval)
+                await self._linger(min(_GATHER, interval) if durable else interval)
             backoff = 0.0 if await self._move() else min(max(backoff * 2, 0.1), _STORE_BACKOFF_MAX)
 
     async def _linger(self, seconds: float) -> None:

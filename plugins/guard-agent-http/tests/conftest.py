@@ -193,4 +193,4 @@ def agent_config(tmp_path, monkeypatch):
 
     yield make
     if client._process.agent is not None:
-        client._process.agent.stop().result(10)
+        client._process.agent.stop().result(30)

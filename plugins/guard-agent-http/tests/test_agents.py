@@ -1,5 +1,5 @@
 """
-Whole agents against a collector that fails (FAULTS C04 to C24).
+Whole agents against a collector that fails (C04 to C24 of docs/reliability.md).
 
 Each test ends with what every row means besides: the books agree with the ledger of the collector,
 and what is not delivered is kept, or in the books with a reason.
@@ -110,11 +110,12 @@ def test_c15_c16_c19_c21_no_answer_that_goes_wrong_costs_a_record(
     agent = start(timeout=0.5, buffer_size=3, stop_timeout=10)
     for _ in range(3):
         agent.send_event(make_event())
-    collector.wait_for(lambda c: len(posts(c)) == 2)
+    collector.wait_for(lambda c: len(posts(c)) >= 2)
     agent.stop()
 
     assert len(collector.events) == 3, row
-    assert set(collector.ledger.values()) == {1 + store}
+    attempts = len(posts(collector))  # more than two when the machine is slow
+    assert set(collector.ledger.values()) == {attempts - (not store)}
     assert (books(agent)["delivered"], books(agent)["pending"]) == (3, 0)
     collector.check(agent)
 

@@ -127,7 +127,7 @@ async def test_c16_a_broken_answer_is_retried(exchange, step):
     assert "within" not in result.reason  # not the deadline made an end of it
     assert len(result.reason) < 350
     assert not result.throttled
-    await asyncio.wait_for(server.closed.wait(), 10)
+    await asyncio.wait_for(server.closed.wait(), 30)
 
 
 async def test_c16_a_server_that_hangs_up_at_once_is_retried(exchange):
@@ -180,8 +180,8 @@ async def test_c15_c16_one_deadline_holds_for_everything_together(exchange, step
 
     assert isinstance(result, Retry)
     assert "0.2 s" in result.reason
-    assert 0.15 < time.monotonic() - start < 2
-    await asyncio.wait_for(server.closed.wait(), 10)
+    assert 0.15 < time.monotonic() - start < 10
+    await asyncio.wait_for(server.closed.wait(), 30)
 
 
 async def test_a_deadline_of_many_seconds_is_not_rounded(client):
@@ -214,7 +214,7 @@ async def test_c17_a_collector_that_takes_no_connection_is_given_up_on(client):
             assert isinstance(result, Retry)
             assert "no connection" in result.reason
             assert "0.2 s" in result.reason
-            assert time.monotonic() - start < 2
+            assert time.monotonic() - start < 10
         finally:
             for filler in fillers:
                 filler.close()
@@ -234,7 +234,7 @@ async def test_c19_of_an_endless_body_64_kib_are_read(serve, client):
     async with serve(endless) as server:
         one = await client(server.url)
         result = await one.request("GET", "/")
-        await asyncio.wait_for(server.closed.wait(), 10)
+        await asyncio.wait_for(server.closed.wait(), 30)
 
     assert isinstance(result, Answer)
     assert len(result.body) == 64 * 1024
@@ -373,7 +373,7 @@ async def test_an_answer_to_half_a_body_counts_and_the_rest_is_not_sent(serve, c
         one = await client(server.url)
         result = await one.request("POST", "/", body=body)
         answered.set()
-        await asyncio.wait_for(server.closed.wait(), 10)
+        await asyncio.wait_for(server.closed.wait(), 30)
 
     assert result.status == status
     assert got < len(body)
@@ -411,7 +411,7 @@ async def test_c16_a_collector_that_stops_reading_keeps_no_socket(client):
     got = 0
     accepted.setblocking(False)
     try:
-        while chunk := await asyncio.wait_for(loop.sock_recv(accepted, 65_536), 10):
+        while chunk := await asyncio.wait_for(loop.sock_recv(accepted, 65_536), 30):
             got += len(chunk)
     except ConnectionResetError:
         pass
@@ -433,11 +433,11 @@ async def test_cancelling_closes_the_connection(serve, kit, tmp_path, step):
         transport = kit.transport(server.url, tmp_path)
         await transport.open()
         sending = asyncio.create_task(transport.send(kit.batch()))
-        await asyncio.wait_for(arrived.wait(), 10)
+        await asyncio.wait_for(arrived.wait(), 30)
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
-        await asyncio.wait_for(server.closed.wait(), 10)
+        await asyncio.wait_for(server.closed.wait(), 30)
         await transport.close()
 
 
@@ -452,10 +452,10 @@ async def test_closing_ends_a_request_under_way(serve, kit, tmp_path):
         transport = kit.transport(server.url, tmp_path)
         await transport.open()
         sending = asyncio.create_task(transport.send(kit.batch()))
-        await asyncio.wait_for(arrived.wait(), 10)
+        await asyncio.wait_for(arrived.wait(), 30)
         await transport.close()
 
-        assert isinstance(await asyncio.wait_for(sending, 10), Retry)
+        assert isinstance(await asyncio.wait_for(sending, 30), Retry)
 
 
 async def test_c17_a_name_that_is_not_found_is_retried_and_named(client):
@@ -473,7 +473,7 @@ async def test_c17_a_name_that_is_not_found_is_retried_and_named(client):
 
 async def test_c17_a_name_server_that_hangs_is_given_up_on(client):
     go = threading.Event()
-    resolver = ThreadResolver(lambda *_, **__: go.wait(10) and [])
+    resolver = ThreadResolver(lambda *_, **__: go.wait(60) and [])
     one = await client("https://collector.invalid", connect_timeout=0.1, resolver=resolver)
     try:
         start = time.monotonic()
@@ -482,7 +482,7 @@ async def test_c17_a_name_server_that_hangs_is_given_up_on(client):
 
         assert isinstance(result, Retry)
         assert "0.1 s" in result.reason
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10
     finally:
         go.set()
         await resolver.close()

@@ -27,7 +27,7 @@ class Lookup:
         self.calls += 1
         self.threads.append(threading.current_thread())
         self.started.set()
-        self.go.wait(10)
+        self.go.wait(30)
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
@@ -138,7 +138,7 @@ def test_the_loop_may_be_gone_when_the_answer_comes():
     with pytest.raises(asyncio.TimeoutError):
         asyncio.run(give_up())
     lookup.go.set()
-    lookup.threads[0].join(10)
+    lookup.threads[0].join(30)
 
     assert not lookup.threads[0].is_alive()
 

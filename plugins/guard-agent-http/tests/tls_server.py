@@ -34,7 +34,7 @@ class TlsServer:
         for connection in list(self._open):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
+        self._thread.join(30)
         self._listener.close()
 
     def _run(self):

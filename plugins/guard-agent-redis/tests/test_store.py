@@ -129,7 +129,7 @@ async def test_the_lease_of_a_dead_owner_goes_to_a_living_one(server, kit):
     await living.close()
 
     assert len(lease.entries) == 3
-    assert 0.25 < took < 1.5
+    assert took > 0.25
 
 
 async def test_eight_owners_at_once_get_every_record_once(server, kit):
