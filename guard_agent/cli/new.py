@@ -47,7 +47,7 @@ _KINDS = {
 }
 
 
-@click.command(name="new")
+@click.command(name="new", short_help="Write a package with a plugin that works, to begin from.")
 @click.argument("kind", type=click.Choice([*_KINDS]))
 @click.argument("name")
 @click.option(

@@ -25,6 +25,7 @@ from guard_agent.core.delivery.calls import SafeStore
 from guard_agent.core.delivery.destination import Destination
 from guard_agent.core.delivery.gate import Gate, GateState
 from guard_agent.core.delivery.lanes import Lanes
+from guard_agent.core.delivery.trace import trace_from_environment
 from guard_agent.core.delivery.worker import COMMIT_INTERVAL, Worker
 from guard_agent.core.errors import BufferFullError, GuardAgentError
 from guard_agent.core.host_redis import HostRedis
@@ -64,6 +65,7 @@ class _Run:
 
     def __init__(self, plan: Plan, config: AgentConfig) -> None:
         components = plan.build()
+        trace = trace_from_environment()
         self.inside = mark()
         self.on_error = ErrorCallback(config.on_error)
         names = tuple(transport.context.instance for transport in components.transports)
@@ -99,6 +101,7 @@ class _Run:
                 call_limit=call_limit,
                 urgent=partial(self._urgent, transport.context.instance, config),
                 on_error=self.on_error,
+                trace=trace,
             )
             for transport in components.transports
         }

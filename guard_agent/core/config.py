@@ -1,8 +1,8 @@
 """
 `AgentConfig`: every setting of the agent, with its default.
 
-Code, ``guard-agent.yaml`` and ``pyproject.toml`` all end in this one model; where the values come
-from is the business of `guard_agent.core.assembly.configfile`.
+Code, environment, ``guard-agent.yaml`` and ``pyproject.toml`` all end in this one model; where the
+values come from is the business of `guard_agent.core.assembly.configfile`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from guard_agent.core.errors import Problem
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -195,10 +197,17 @@ class AgentConfig(BaseModel):
 
     _warned: ClassVar[set[str]] = set()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _notes: tuple[Problem, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[Problem, ...]:
+        """What is doubtful about where the settings come from; none of it is fatal."""
+        return self._notes
 
     def origin(self, path: str) -> str | None:
         """
-        Where a setting was read, as ``file:line``; None when it comes from code or is a default.
+        Where a setting was read, as ``file:line`` or ``environment variable NAME``; None when it
+        comes from code or is a default.
 
         ``path`` is dotted, as in ``plugins.http.timeout``. What is not found itself stands where
         the setting around it stands.

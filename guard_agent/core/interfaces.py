@@ -282,6 +282,17 @@ class Transport(Resource, ABC):
         handled like `Retry`.
         """
 
+    def describe(self) -> Mapping[str, object]:
+        """
+        What an operator should see of the last attempt, such as ``{"answer": "http 200"}``.
+
+        Asked after ``send`` or ``report``, by ``guard-agent check`` and while ``GUARD_AGENT_DEBUG``
+        is set. No secrets. Known to both are ``answer`` (text), ``body_bytes`` (bytes sent),
+        ``encoding`` (of the body), ``clock_ahead`` (seconds by which the collector's clock is
+        ahead of ours), ``tls`` (version) and ``certificate_ends`` (Unix time).
+        """
+        return {}
+
     async def report(self, status: AgentStatus) -> SendResult:  # noqa: ARG002 - for overriding
         """
         Hand over a status report. Never called at the same time as ``send``.
@@ -312,6 +323,20 @@ class Appended:
     stored: int
     evicted: Mapping[str, int] = field(default_factory=dict)
     """Older or lower records given up to make room: destination → count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peeked:
+    """What a look into a store saw."""
+
+    records: Sequence[Record]
+    position: str
+    """For the next look, which sees what came later."""
+    passed: int = 0
+    """
+    How many came since the last look and are gone already: delivered, buried or given up. When
+    there is more to see, they are counted at the end of it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,6 +489,21 @@ class BufferStore(Resource, ABC):
     @abstractmethod
     async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
         """The dead letters kept for ``destination``, oldest first."""
+
+    async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
+        """
+        Look at up to ``limit`` records that wait for ``destination``, leased or not.
+
+        For people who look into a store that an agent uses: nothing is leased, moved or changed.
+        They come in the order in which they were appended, as far as the store knows it. ``after``
+        is the position of an earlier look, None to begin with the oldest. With ``limit`` 0 nothing
+        is read but the present end. A store that keeps records together may show more of them.
+
+        Raises:
+            NotImplementedError: one cannot look into this store, as when this is not overridden.
+        """
+        msg = f"one cannot look into the store {self.context.instance!r}"
+        raise NotImplementedError(msg)
 
     @abstractmethod
     async def replay(self, destination: str, limit: int) -> int:

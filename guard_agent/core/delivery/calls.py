@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from guard_agent.core.interfaces import Appended, BufferStore, Lease, Level
+from guard_agent.core.interfaces import Appended, BufferStore, Lease, Level, Peeked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -175,6 +175,11 @@ class SafeStore(BufferStore):
         found = await self._calls(self._store.dead_letters, destination)
         letters: Sequence[DeadLetter] = _checked(found, Sequence, "dead_letters")
         return letters
+
+    async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
+        found = await self._calls(self._store.peek, destination, after, limit)
+        peeked: Peeked = _checked(found, Peeked, "peek")
+        return peeked
 
     async def replay(self, destination: str, limit: int) -> int:
         done = await self._calls(self._store.replay, destination, limit)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from guard_agent.core.delivery.calls import Call
     from guard_agent.core.delivery.gate import Gate
+    from guard_agent.core.delivery.trace import Trace
     from guard_agent.core.interfaces import (
         BufferStore,
         Lease,
@@ -88,6 +89,7 @@ class Destination:
         urgent: Callable[[], bool] = lambda: False,
         on_error: Callable[[str, BaseException, dict[str, object]], None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
+        trace: Trace | None = None,
     ) -> None:
         self.name = transport.context.instance
         self.transport = transport
@@ -100,6 +102,7 @@ class Destination:
         self._urgent = urgent
         self._on_error = on_error
         self._clock = clock
+        self._trace = trace
         self._calls = Calls(call_limit)
         self._lease_ttl = max(LEASE_TTL, _CALLS_PER_LEASE * call_limit)
         self._patience: Callable[[], float] = lambda: GRACE
@@ -219,7 +222,10 @@ class Destination:
 
     async def _send(self, batch: Batch) -> SendResult:
         self.books.requests += 1
+        began = time.monotonic()
         result = await self._guarded(self.transport.send, batch)
+        if self._trace is not None:
+            self._trace(self.transport, batch, result, time.monotonic() - began)
         if not _was_asked(result):
             self.books.requests -= 1
         return result

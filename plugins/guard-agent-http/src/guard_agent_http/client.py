@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
+from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Literal, cast
 
 import aiohttp
@@ -13,7 +16,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from yarl import URL
 
 from guard_agent import Paused, PluginSettings, Retry, __version__, check_endpoint
-from guard_agent_http.answers import Answer, one_line
+from guard_agent_http.answers import Answer, clock_ahead, one_line
 from guard_agent_http.install import resolve_install_id
 from guard_agent_http.proxy import environment_proxy
 from guard_agent_http.resolver import ThreadResolver
@@ -26,7 +29,6 @@ from guard_agent_http.tls import (
 )
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterable, Mapping
 
     from aiohttp.abc import AbstractResolver
@@ -118,6 +120,31 @@ class CollectorSettings(ConnectionSettings):
         return value
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One answer as an operator sees it, and the connection it came over."""
+
+    status: int
+    body_bytes: int
+    encoding: str
+    clock_ahead: float | None
+    """Seconds by which the collector's clock is ahead of ours; it tells whole seconds."""
+    tls: str | None
+    certificate_ends: float | None
+
+    def describe(self) -> dict[str, object]:
+        """What is known, in the words of `guard_agent.Transport.describe`."""
+        known = {
+            "answer": f"http {self.status}",
+            "body_bytes": self.body_bytes,
+            "encoding": self.encoding or None,
+            "clock_ahead": self.clock_ahead,
+            "tls": self.tls,
+            "certificate_ends": self.certificate_ends,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+
 class HttpClient:
     """
     Makes requests to one server and brings back answers, or what to do without one.
@@ -169,6 +196,8 @@ class HttpClient:
         self._tls_files = tls or TlsFiles()
         self._tls: ssl.SSLContext | None = None
         self._tls_failed = False
+        self.last: Exchange | None = None
+        """Of the last request, when it was answered."""
 
     @property
     def origin(self) -> str:
@@ -243,7 +272,7 @@ class HttpClient:
         Raises:
             RuntimeError: when the client is not open.
         """
-        session = self._session
+        session, self.last = self._session, None
         if session is None:
             msg = "open() the client before the first request"
             raise RuntimeError(msg)
@@ -274,6 +303,13 @@ class HttpClient:
             return self._translate(error)
 
         response = cast("_Response", opened)  # the session was told to make these
+        self.last = Exchange(
+            response.status,
+            len(body or b""),
+            sent.get("Content-Encoding", ""),
+            clock_ahead(response.headers.get("Date"), time()),
+            *response.tls,
+        )
         healthy = False
         try:
             content, complete = bytearray(), False
@@ -452,6 +488,15 @@ class _Response(aiohttp.ClientResponse):
         except BaseException:
             self.abort()
             raise
+
+    @property
+    def tls(self) -> tuple[str | None, float | None]:
+        """Version, and until when the certificate is good; empty without TLS."""
+        tls = None if self._wire is None else self._wire.get_extra_info("ssl_object")
+        if tls is None:
+            return None, None
+        ends = (tls.getpeercert() or {}).get("notAfter")
+        return tls.version(), None if ends is None else float(ssl.cert_time_to_seconds(ends))
 
     @property
     def idle(self) -> bool:

@@ -16,6 +16,8 @@ from guard_agent_otlp.records import log_record, status_record
 from guard_agent_otlp.settings import OtlpSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from guard_agent import AgentConfig, AgentStatus, SendResult
     from guard_agent_otlp.encoding import Encoding
 
@@ -71,6 +73,9 @@ class OtlpTransport(Transport):
 
     async def close(self) -> None:
         await self._client.close()
+
+    def describe(self) -> Mapping[str, object]:
+        return {} if self._client.last is None else self._client.last.describe()
 
     async def send(self, batch: Batch) -> SendResult:
         body = await self._translate(batch)
