@@ -1,7 +1,8 @@
 """
 Writes the tables of docs/reference from the code: settings, models, commands and error codes.
 
-``python docs/generate.py`` writes them; tests/test_docs_site.py says when that has to be done again.
+``python docs/generate.py`` writes them; tests/test_docs_site.py says when that has to
+be done again.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import textwrap
 import types
 import typing
 from datetime import datetime
-from enum import Enum
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
@@ -45,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by docs/generate.py. -->"
 
-_BOUNDS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}"}
+_BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 _LENGTHS = {"min_length": "at least {} long", "max_length": "at most {} long"}
 _NAMES = {
     str: "text",
@@ -173,7 +174,7 @@ def type_of(annotation: object, metadata: Iterable[object] = ()) -> str:
     elif origin is Literal:
         text = " or ".join(f"`{value}`" for value in inner)
     elif origin in (list, set) and inner:
-        text = f"list of {type_of(inner[0])}s".replace("anythings", "anything")
+        text = f"list of {type_of(inner[0])}"
     elif origin is tuple:
         text = f"({', '.join(type_of(one) for one in inner)})"
     elif origin is dict and inner and inner[1] is not Any:
@@ -202,23 +203,18 @@ def default_of(field: FieldInfo) -> str:
         return "required"
     if (factory := field.default_factory) is not None:
         value = typing.cast("Any", factory)()
-        if isinstance(value, datetime):
-            return "now"
-        if isinstance(value, UUID):
-            return "a new one"
     else:
         value = field.default
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None or value in ("", [], {}, set(), ()):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
+    if isinstance(value, (list, tuple, set)):
+        value = ", ".join(value)
+    words = {datetime: "now", UUID: "a new one", bool: str(value).lower()}
+    if word := words.get(type(value)):
+        return word
     if isinstance(value, (int, float)):
         return f"{value:,}"
-    return f"`{', '.join(value) if isinstance(value, (list, tuple)) else value}`"
+    return f"`{value}`" if value else ""
 
 
 def documented(cls: type) -> dict[str, str]:
@@ -229,7 +225,7 @@ def documented(cls: type) -> dict[str, str]:
             continue
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         body = typing.cast("ast.ClassDef", definition).body
-        for attribute, text in zip(body, body[1:], strict=False):
+        for attribute, text in pairwise(body):
             target = attribute.targets[0] if isinstance(attribute, ast.Assign) else None
             target = attribute.target if isinstance(attribute, ast.AnnAssign) else target
             if (
@@ -305,9 +301,10 @@ def page(title: str, introduction: str, *lines: str) -> str:
 
 
 def row(*cells: str) -> str:
-    """A row of a table. A bar would end the cell, also in code."""
+    """A row of a table. A bar would end the cell, also in code; outside of it < begins a tag."""
     cleaned = [re.sub(r"\s+", " ", cell).replace("|", "\\|").strip() for cell in cells]
-    return "| " + " | ".join(cleaned) + " |"
+    parts = [re.sub(r"<(?=[^`]*(?:`[^`]*`[^`]*)*$)", "&lt;", cell) for cell in cleaned]
+    return "| " + " | ".join(parts) + " |"
 
 
 def write() -> None:

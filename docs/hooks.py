@@ -3,7 +3,8 @@ What `make docs` needs besides mkdocs: pages from outside of docs/, and links th
 
 A page links to files of the repository as they lie there, so that its links work on GitHub. In the
 site, pages from outside have a place of their own, and any other file is copied to ``source/`` as
-text, a folder as the list of its files. What leads nowhere is left as it is: mkdocs warns about it, which ends a strict build.
+text, a folder as the list of its files. What leads nowhere is left as it is: mkdocs warns about it,
+which ends a strict build.
 """
 
 from __future__ import annotations
