@@ -29,7 +29,7 @@ from targets import TARGETS, Target
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / ".mutation"
-SAMPLE = 100
+SAMPLE = 60
 SEED = 1
 LEAST = 85.0
 MEMORY = 6 << 30
@@ -60,6 +60,10 @@ def _arguments() -> argparse.Namespace:
             f"no such module: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}"
         )
     return arguments
+
+
+_NOT_RUN = 255
+"""What a test process ends with when pytest does not start; mutmut takes it for a timeout."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,15 @@ def _run(name: str, arguments: argparse.Namespace) -> Row:
             stdout=output,
             stderr=subprocess.STDOUT,
             check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
             preexec_fn=_limit_memory,
         )
     if done.returncode != 0:
         sys.exit(f"mutmut ended with {done.returncode}; see {log}")
     meta = json.loads(Path("mutants", f"{source}.meta").read_text(encoding="utf-8"))
     codes = {mutant: meta["exit_code_by_key"][mutant] for mutant in chosen}
+    if broken := [mutant for mutant, code in codes.items() if code == _NOT_RUN]:
+        sys.exit(f"pytest could not be run for {len(broken)} mutants, such as {broken[0]}")
     statuses = {mutant: status_by_exit_code[code] for mutant, code in codes.items()}
     with (folder / "survivors.diff").open("w", encoding="utf-8") as report:
         for mutant, status in statuses.items():
@@ -127,7 +134,7 @@ def _prepare(name: str, target: Target) -> Path:
         (folder / part).symlink_to(home / part, target_is_directory=True)
     options = [
         "-c", str(ROOT / "pyproject.toml"), "--timeout=30", "--hypothesis-seed=0",
-        "-p", "no:cacheprovider", "-p", "no:xdist",
+        "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "selection",
     ]  # fmt: skip
     settings = {
         "source_paths": [Path(target.source).parts[0]],
