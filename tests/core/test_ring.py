@@ -258,6 +258,17 @@ def test_abandon_gives_up_what_waits_and_what_was_taken():
     bench.assert_balanced()
 
 
+def test_abandon_books_the_metrics_that_wait_as_metrics():
+    bench = Bench()
+    for n, priority in enumerate([METRIC, CHANGE, METRIC]):
+        bench.put(n, priority)
+
+    bench.ring.abandon(DropReason.SHUTDOWN)
+
+    assert bench.ledger.dropped == {DropReason.SHUTDOWN: 3}
+    assert bench.ledger.dropped_metrics == 2
+
+
 def test_abandon_ends_the_pressure_and_leaves_a_ring_that_works():
     bench = Bench(max_records=3, wake_at=2)
     for n in range(3):
