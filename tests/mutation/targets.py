@@ -25,8 +25,9 @@ def _redaction(module: str) -> Target:
     return Target(source, _REDACTION, home="plugins/guard-agent-redaction")
 
 
-def _redis(module: str, *tests: str) -> Target:
-    return Target(f"src/guard_agent_redis/{module}.py", tests, home="plugins/guard-agent-redis")
+def _redis(module: str) -> Target:
+    source = f"src/guard_agent_redis/{module}.py"
+    return Target(source, _REDIS, home="plugins/guard-agent-redis")
 
 
 _DELIVERY = ("tests/core/test_delivery.py", "tests/core/test_agent.py")
@@ -50,7 +51,19 @@ _RULES = (
     "tests/core/test_rules.py",
     "--deselect=tests/core/test_rules.py::test_l05_while_patterns_are_judged_other_threads_run",
 )
-_PATTERNS = "tests/core/test_patterns.py"
+# Left out: they measure for seconds, in another process.
+_PATTERNS = (
+    "tests/core/test_patterns.py",
+    "--deselect=tests/core/test_patterns.py::test_l05_what_takes_too_long_for_a_long_text_does_not_pass",
+    "--deselect=tests/core/test_patterns.py::test_l05_what_takes_too_long_for_a_short_text_is_refused",
+)
+# Left out: it goes on for minutes when something is wrong.
+_REDIS = (
+    "tests/test_store.py",
+    "tests/test_contract.py",
+    "tests/test_faults.py",
+    "--deselect=tests/test_contract.py::test_every_sequence_of_steps_has_the_result_of_the_model",
+)
 _DISK = "tests/plugins/test_disk.py"
 
 TARGETS = {
@@ -61,8 +74,8 @@ TARGETS = {
     "ring": _core("core/intake/ring.py", "tests/core/test_ring.py"),
     "priority": _core("core/intake/priority.py", "tests/core/test_ring.py"),
     "bounds": _core("core/rules/bounds.py", *_RULES),
-    "judge": _core("core/rules/judge.py", *_RULES, _PATTERNS),
-    "patterns": _core("core/rules/patterns.py", _PATTERNS),
+    "judge": _core("core/rules/judge.py", *_RULES, *_PATTERNS),
+    "patterns": _core("core/rules/patterns.py", *_PATTERNS),
     "keeper": _core("core/rules/keeper.py", *_RULES),
     "engine_link": _core("core/rules/engine_link.py", *_RULES),
     "memory": _core("plugins/memory.py", "tests/plugins/test_memory.py"),
@@ -83,6 +96,6 @@ TARGETS = {
     "redaction-names": _redaction("names"),
     "redaction-pseudonyms": _redaction("pseudonyms"),
     "redaction-budget": _redaction("budget"),
-    "redis-store": _redis("store", "tests/test_store.py", "tests/test_contract.py"),
-    "redis-codec": _redis("codec", "tests/test_store.py", "tests/test_contract.py"),
+    "redis-store": _redis("store"),
+    "redis-codec": _redis("codec"),
 }
