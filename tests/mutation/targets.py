@@ -51,9 +51,10 @@ _RULES = (
     "tests/core/test_rules.py",
     "--deselect=tests/core/test_rules.py::test_l05_while_patterns_are_judged_other_threads_run",
 )
-# Left out: they measure for seconds, in another process.
+# Left out: they measure for seconds, in another process, which the changed code is too slow for.
 _PATTERNS = (
     "tests/core/test_patterns.py",
+    "--deselect=tests/core/test_patterns.py::test_l05_harmless_patterns_pass",
     "--deselect=tests/core/test_patterns.py::test_l05_what_takes_too_long_for_a_long_text_does_not_pass",
     "--deselect=tests/core/test_patterns.py::test_l05_what_takes_too_long_for_a_short_text_is_refused",
 )
@@ -64,7 +65,11 @@ _REDIS = (
     "tests/test_faults.py",
     "--deselect=tests/test_contract.py::test_every_sequence_of_steps_has_the_result_of_the_model",
 )
-_DISK = "tests/plugins/test_disk.py"
+# Left out: it gives up rights without which mutmut cannot be imported.
+_DISK = (
+    "tests/plugins/test_disk.py",
+    "--deselect=tests/plugins/test_disk.py::test_a_folder_that_cannot_be_written_is_refused",
+)
 
 TARGETS = {
     "gate": _core("core/delivery/gate.py", *_GATE),
@@ -80,12 +85,12 @@ TARGETS = {
     "engine_link": _core("core/rules/engine_link.py", *_RULES),
     "memory": _core("plugins/memory.py", "tests/plugins/test_memory.py"),
     "handler": _core("plugins/handler.py", "tests/plugins/test_handler.py"),
-    "disk": _core("plugins/disk/__init__.py", _DISK),
-    "disk-tables": _core("plugins/disk/tables.py", _DISK),
-    "disk-database": _core("plugins/disk/database.py", _DISK),
-    "disk-folder": _core("plugins/disk/folder.py", _DISK),
-    "disk-jobs": _core("plugins/disk/jobs.py", _DISK),
-    "disk-owners": _core("plugins/disk/owners.py", _DISK),
+    "disk": _core("plugins/disk/__init__.py", *_DISK),
+    "disk-tables": _core("plugins/disk/tables.py", *_DISK),
+    "disk-database": _core("plugins/disk/database.py", *_DISK),
+    "disk-folder": _core("plugins/disk/folder.py", *_DISK),
+    "disk-jobs": _core("plugins/disk/jobs.py", *_DISK),
+    "disk-owners": _core("plugins/disk/owners.py", *_DISK),
     "calls": _core("core/delivery/calls.py", *_DELIVERY),
     "worker": _core("core/delivery/worker.py", *_DELIVERY),
     "redaction": _redaction("__init__"),
