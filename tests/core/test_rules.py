@@ -793,7 +793,7 @@ async def test_l04_nobody_can_lock_everybody_out_unless_the_owner_allows_it(fiel
     [
         {"ip_blacklist": pieces("32.0.0.0/4", into=8)},
         {"ip_blacklist": ["11.0.0.0/8"] * 100},
-        {"ip_blacklist": pieces("32.0.0.0/4", into=8) + ["32.0.0.0/8", "47.255.255.255"]},
+        {"ip_blacklist": [*pieces("32.0.0.0/4", into=8), "32.0.0.0/8", "47.255.255.255"]},
         {"ip_blacklist": ["2600::/16"]},
         {"ip_blacklist": []},
         {"blocked_countries": ["KP", "RU"]},
