@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -82,7 +83,8 @@ class Row:
 
     @property
     def score(self) -> float:
-        return 100 * self.killed / self.tested if self.tested else 100.0
+        """Percent killed of those that make a difference."""
+        return 100 * self.killed / max(self.tested - self.counts["same"], 1)
 
 
 def _run(name: str, arguments: argparse.Namespace) -> Row:
@@ -121,8 +123,24 @@ def _run(name: str, arguments: argparse.Namespace) -> Row:
     with (folder / "survivors.diff").open("w", encoding="utf-8") as report:
         for mutant, status in statuses.items():
             if status not in {"killed", "timeout"}:
-                report.write(f"# {mutant}: {status}\n{get_diff_for_mutant(mutant, path=source)}\n")
+                diff = get_diff_for_mutant(mutant, path=source)
+                if _is_same_sql(diff):
+                    statuses[mutant] = "same"
+                else:
+                    report.write(f"# {mutant}: {status}\n{diff}\n")
     return Row(name, len(mutants), Counter(statuses.values()))
+
+
+def _is_same_sql(diff: str) -> bool:
+    """Whether only the case of letters of a SQL statement changes, which SQL does not mind."""
+    lines = diff.splitlines()
+    before = [line[1:] for line in lines if line.startswith("-") and not line.startswith("---")]
+    after = [line[1:] for line in lines if line.startswith("+") and not line.startswith("+++")]
+    words = r"\b(SELECT|INSERT|UPDATE|DELETE|PRAGMA|CREATE|DROP|FROM|WHERE|BEGIN|COMMIT|ROLLBACK)\b"
+    return (
+        [line.lower() for line in before] == [line.lower() for line in after]
+        and all(re.search(words, line) for line in before)
+    )  # fmt: skip
 
 
 def _prepare(name: str, target: Target) -> Path:
@@ -164,16 +182,17 @@ def _table(rows: list[Row]) -> str:
     for row in rows:
         total.counts.update(row.counts)
     lines = [
-        "| module | mutants | tested | killed | timeout | survived | no test | score |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| module | mutants | tested | killed | timeout | survived | no test | same | score |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in [*rows, total]:
         counts = row.counts
-        others = row.tested - row.killed - counts["no tests"]
-        lines.append(
-            f"| {row.name} | {row.mutants} | {row.tested} | {counts['killed']} | "
-            f"{counts['timeout']} | {others} | {counts['no tests']} | {row.score:.1f} % |"
-        )
+        others = row.tested - row.killed - counts["no tests"] - counts["same"]
+        cells = [
+            row.mutants, row.tested, counts["killed"], counts["timeout"], others,
+            counts["no tests"], counts["same"],
+        ]  # fmt: skip
+        lines.append(f"| {row.name} | {' | '.join(map(str, cells))} | {row.score:.1f} % |")
     return "\n".join(lines)
 
 

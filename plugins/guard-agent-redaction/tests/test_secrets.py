@@ -43,6 +43,8 @@ TEXTS = {
         ["--b--"],
     ),
     "xml": (f"<a><ns:Password>{SECRET} x</ns:Password></a>", [SECRET], ["</ns:Password></a>"]),
+    "xml without anything else": (f"<password>{SECRET}</password>", [SECRET], ["</password>"]),
+    "bare cookies with padding": (f"sid={SECRET}==; theme=dark", [SECRET], ["sid="]),
     "bearer": (f"sent Bearer {SECRET} twice", [SECRET], ["Bearer", "twice"]),
     "bearer odd case": (f"bEARER   {SECRET}", [SECRET], []),
     "basic": (f"sent Basic {BASIC} twice", [BASIC], ["Basic", "twice"]),
