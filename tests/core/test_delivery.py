@@ -275,6 +275,7 @@ async def test_c09_the_first_record_that_is_refused_is_named_in_the_log(bench, c
     for _ in range(2):
         await bench.attempt()
         assert caplog.text.count("it is buried: no timestamp") == 1
+        assert bench.books.last_error == "no timestamp"
 
 
 async def test_c08_a_batch_that_is_too_large_is_split_by_bytes_and_stays_split(bench):

@@ -214,6 +214,15 @@ def test_no_more_are_evicted_than_the_bytes_need():
     assert bench.ring.bytes == 1_000
 
 
+def test_a_newcomer_may_need_all_the_bytes_there_are():
+    bench = Bench(max_bytes=1_000)
+    bench.put(1, METRIC, size=600)
+
+    bench.put(2, ATTACK, size=1_000)
+
+    assert bench.ids() == ["2"]
+
+
 def test_what_is_in_transit_is_not_evicted():
     bench = Bench(max_records=2)
     bench.put(1, METRIC)

@@ -166,6 +166,7 @@ def _prepare(name: str, target: Target) -> Path:
         "timeout_constant": 10.0,
         "timeout_multiplier": 4.0,
         "use_git_change_detection": False,
+        "debug": True,  # or the log would not say which test fails before anything is changed
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     text = "\n".join(["[tool.mutmut]", *lines, ""])

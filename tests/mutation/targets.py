@@ -56,19 +56,21 @@ _RULES = (
     "tests/core/test_rules.py",
     "--deselect=tests/core/test_rules.py::test_l05_while_patterns_are_judged_other_threads_run",
 )
-# Left out: they measure for seconds, in another process, which the changed code is too slow for.
+# Left out: they measure time, in another process, and are too slow with code that can be changed.
 _PATTERNS = (
     "tests/core/test_patterns.py",
+    "--deselect=tests/core/test_patterns.py::test_l05_a_hundred_thousand_patterns_end_in_time",
     "--deselect=tests/core/test_patterns.py::test_l05_harmless_patterns_pass",
     "--deselect=tests/core/test_patterns.py::test_l05_what_takes_too_long_for_a_long_text_does_not_pass",
     "--deselect=tests/core/test_patterns.py::test_l05_what_takes_too_long_for_a_short_text_is_refused",
 )
-# Left out: it goes on for minutes when something is wrong.
+# Left out: what goes on for minutes when something is wrong, and what reads the README.
 _REDIS = (
     "tests/test_store.py",
     "tests/test_contract.py",
     "tests/test_faults.py",
     "--deselect=tests/test_contract.py::test_every_sequence_of_steps_has_the_result_of_the_model",
+    "--deselect=tests/test_faults.py::test_r15_a_user_with_the_rights_of_the_readme_can_do_everything",
 )
 # Left out: it gives up rights without which mutmut cannot be imported.
 _DISK = (
@@ -82,14 +84,16 @@ TARGETS = {
     "destination": _core("core/delivery/destination.py", *_DELIVERY),
     "lanes": _core("core/delivery/lanes.py", "tests/core/test_lanes.py"),
     "ring": _core("core/intake/ring.py", "tests/core/test_ring.py"),
-    "priority": _core("core/intake/priority.py", "tests/core/test_ring.py"),
+    "priority": _core("core/intake/priority.py", "tests/core/test_models.py"),
     "bounds": _core("core/rules/bounds.py", *_RULES),
     "judge": _core("core/rules/judge.py", *_PATTERNS),
     "patterns": _core("core/rules/patterns.py", *_PATTERNS),
     "keeper": _core("core/rules/keeper.py", *_RULES),
     "engine_link": _core("core/rules/engine_link.py", *_RULES),
     "memory": _core("plugins/memory.py", "tests/plugins/test_memory.py"),
-    "handler": _core("plugins/handler.py", "tests/plugins/test_handler.py"),
+    "handler": _core(
+        "plugins/handler.py", "tests/plugins/test_handler.py", "tests/test_initialize_redis.py"
+    ),
     "disk": _core("plugins/disk/__init__.py", *_DISK),
     "disk-tables": _core("plugins/disk/tables.py", *_DISK),
     "disk-database": _core("plugins/disk/database.py", *_DISK),
