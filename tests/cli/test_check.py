@@ -177,7 +177,8 @@ def test_what_is_disabled_is_not_asked(collector):
 
 
 def test_a_destination_that_takes_no_reports_is_not_said_to_accept(collector):
-    code, findings = check(settings_for(collector, transports=["jsonl"], rules=[]))
+    plugins = {"jsonl": {"path": "records.jsonl"}}
+    code, findings = check(settings_for(collector, transports=["jsonl"], plugins=plugins, rules=[]))
 
     assert code == 0
     ((verdict, text),) = findings["jsonl"]
