@@ -104,7 +104,12 @@ sweep: $(STAMP) ## kill, restart and fork processes, and count what was lost
 	$(BIN)/python tests/sweeps/agent_sweep.py --store disk
 	$(BIN)/python tests/sweeps/agent_sweep.py --store redis
 
+.PHONY: mutate
+mutate: $(STAMP) ## change the code in small ways and see that a test fails
+	@$(PIP) install -qq -c constraints.txt mutmut
+	@$(BIN)/python tests/mutation/run.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove everything that was made here
-	rm -rf $(VENV) .bench dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .bench .mutation dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

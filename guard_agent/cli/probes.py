@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from guard_agent import Accepted, AgentStatus, Level, Paused, Reject, Retry, RuleSet
+from guard_agent import Accepted, AgentStatus, Level, Paused, Reject, Retry, RuleSet, Transport
 from guard_agent.cli.output import Finding
 from guard_agent.core.delivery.calls import Calls, PluginHangs, SafeStore
 from guard_agent.core.delivery.trace import described
@@ -16,7 +16,7 @@ from guard_agent.core.logs import one_line
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from guard_agent import BufferStore, RuleSource, SendResult, Transport
+    from guard_agent import BufferStore, RuleSource, SendResult
     from guard_agent.core.delivery.calls import Call
     from guard_agent.core.interfaces import Resource
 
@@ -69,6 +69,11 @@ async def ask_destination(transport: Transport, limit: float) -> list[Finding]:
     except Exception as error:  # noqa: BLE001 - plugin meets core: contract of Resource.open
         return [_failed(about, error)]
     seconds = time.monotonic() - began
+    if type(transport).report is Transport.report:
+        text = (
+            "opened; it takes no status reports, so only 'guard-agent send' can tell if it accepts"
+        )
+        return [Finding(about, "note", text)]
     if not isinstance(result, Accepted):
         what = type(result).__name__.lower()
         known = isinstance(result, (Retry, Paused, Reject))

@@ -176,6 +176,16 @@ def test_what_is_disabled_is_not_asked(collector):
     assert findings["composition"][-1][1].endswith("http and console")
 
 
+def test_a_destination_that_takes_no_reports_is_not_said_to_accept(collector):
+    plugins = {"jsonl": {"path": "records.jsonl"}}
+    code, findings = check(settings_for(collector, transports=["jsonl"], plugins=plugins, rules=[]))
+
+    assert code == 0
+    ((verdict, text),) = findings["jsonl"]
+    assert verdict == "note"
+    assert "guard-agent send" in text
+
+
 def test_a_wrong_configuration_ends_with_78(collector):
     code, findings = check(settings_for(collector, store="memry"))
 

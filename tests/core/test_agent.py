@@ -107,6 +107,67 @@ def test_buffer_size_records_are_sent_without_a_flush(make_agent):
     assert len(transport.batches) == 1
 
 
+class Journal(MemoryStore):
+    """Memory, but the agent takes it for a store that outlives the process."""
+
+    name = "journal"
+    level = Level.JOURNAL
+
+
+def test_buffer_size_records_in_a_durable_store_are_sent_without_a_flush(make_agent):
+    agent = make_agent(RecordingTransport, Journal, store="journal", buffer_size=20)
+
+    for _ in range(20):
+        agent.record("event", make_event())
+
+    transport = transport_of(agent)
+    transport.wait(lambda: len(transport.accepted) == 20)
+
+
+def test_what_an_owner_that_is_gone_had_leased_is_sent_without_a_flush(make_agent, monkeypatch):
+    class Shared(Journal):
+        name = "shared"
+
+        async def append(self, records, *, evict):
+            appended = await super().append(records, evict=evict)
+            assert await self.lease("recording", 100, 1 << 20, ttl=0.05)
+            return appended
+
+    monkeypatch.setattr("guard_agent.core.delivery.worker._EXPIRY_INTERVAL", 0.02)
+    agent = make_agent(RecordingTransport, Shared, store="shared")
+
+    agent.record("event", make_event())
+
+    transport = transport_of(agent)
+    transport.wait(lambda: len(transport.accepted) == 1)
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_store_that_begins_anew_loses_exactly_what_it_held(make_agent, lost):
+    class Anew(Journal):
+        name = "anew"
+        resets = 0
+
+        async def open(self):
+            stores.append(self)
+
+    stores = []
+    agent = make_agent(scripted(Accepted(), *[Retry("down", after=60)] * 9), Anew, store="anew")
+    agent.record("event", make_event())
+    agent.flush().result(5)
+    for _ in range(lost):
+        agent.record("event", make_event())
+    agent.flush().result(5)
+    assert look(agent).pending == lost
+
+    (store,) = stores
+    MemoryStore.__init__(store, store.settings, store.context)
+    store.resets = 1
+
+    assert look(agent).dropped == ({"store_reset": lost} if lost else {})
+    assert look(agent).pending == 0
+
+
 def test_flush_interval_sends_what_is_there(make_agent):
     agent = make_agent(RecordingTransport, flush_interval=0.05)
 

@@ -197,6 +197,27 @@ async def test_during_an_outage_the_store_holds_no_more_than_its_records(clock):
     assert held < 20_000, held
 
 
+@pytest.mark.parametrize("end", ["ack", "release", "bury", "expire"])
+async def test_a_lease_whose_records_are_all_settled_is_forgotten(clock, end):
+    store = make_store(clock=clock)
+    await store.append(make_records(3), evict=True)
+    lease = await store.lease("one", 3, BIG, ttl=60.0)
+
+    for entry in lease.entries:
+        assert len(store._cursors["one"].leases) == 1
+        if end == "ack":
+            await store.ack(lease, [entry])
+        elif end == "release":
+            await store.release(lease, [entry])
+        elif end == "bury":
+            await store.bury(lease, [entry], "refused")
+    if end == "expire":
+        clock.now += 60
+        await store.release_expired()
+
+    assert store._cursors["one"].leases == {}
+
+
 def held_objects(store):
     """How many entry ids the store refers to, wherever."""
     queues = [*store._evictable, *(q for c in store._cursors.values() for q in c.ready)]
