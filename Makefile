@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PROJECTS := pyproject.toml $(sort $(wildcard plugins/*/pyproject.toml packaging/*/pyproject.toml))
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,./%,$(filter-out pyproject.toml,$(PROJECTS)))
 PLUGIN_SOURCES := $(sort $(wildcard plugins/*/src))
-TYPED := guard_agent $(PLUGIN_SOURCES) $(sort $(dir $(wildcard examples/*.py benchmarks/*.py)))
+TYPED := guard_agent $(PLUGIN_SOURCES) $(sort $(dir $(wildcard examples/*.py benchmarks/*.py docs/*.py)))
 
 BUILD_TOOLS := hatchling editables
 TOOLS := $(BUILD_TOOLS) mypy ruff types-PyYAML \
@@ -75,7 +75,6 @@ format: $(STAMP) ## format the code and mend what the linter can mend by itself
 
 .PHONY: docs
 docs: $(DOCS_STAMP) ## the documentation as a site, in build/site/index.html; a warning is an error
-	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 $(DOCS_STAMP): $(STAMP)

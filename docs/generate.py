@@ -297,7 +297,7 @@ def errors_page() -> str:
 
 
 def page(title: str, introduction: str, *lines: str) -> str:
-    return "\n".join([NOTE, "", f"# {title}", "", introduction, "", *lines]) + "\n"
+    return "\n".join([f"# {title}", "", NOTE, "", introduction, "", *lines]) + "\n"
 
 
 def row(*cells: str) -> str:
