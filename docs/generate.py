@@ -194,7 +194,7 @@ def type_of(annotation: object, metadata: Iterable[object] = ()) -> str:
         for key, form in {**_BOUNDS, **_LENGTHS}.items()
         if getattr(one, key, None) is not None
     ]
-    patterns = [one.pattern for one in metadata if getattr(one, "pattern", None)]
+    patterns = [pattern for one in metadata if (pattern := getattr(one, "pattern", None))]
     return ", ".join([text, *bounds, *(f"like `{pattern}`" for pattern in patterns)])
 
 
