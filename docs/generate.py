@@ -263,7 +263,9 @@ def _commands(group: click.Group, context: click.Context) -> Iterator[list[str]]
         usage = " ".join(command.collect_usage_pieces(inner))
         parts = ["", f"## {inner.command_path}", "", f"`{inner.command_path} {usage}`"]
         parts += ["", inspect.cleandoc(command.help or "")]
-        options = [one.get_help_record(inner) for one in command.params]
+        options = [
+            one.get_help_record(inner) for one in command.params if isinstance(one, click.Option)
+        ]
         records = [record for record in options if record is not None]
         if records:
             parts += ["", "| Option | |", "| --- | --- |"]
