@@ -135,7 +135,7 @@ def render() -> str:
         "",
         "What is promised when something goes wrong, with the tests that prove it. Whatever",
         "happens, recording neither raises nor blocks, the books balance (`accepted == delivered +",
-        "dropped + buried + pending`), and `stop()` keeps its deadline.",
+        "dropped + buried + merged + pending`), and `stop()` keeps its deadline.",
         "",
         "The name of a test begins with the id of its promise, such as `test_c09_...`. A test",
         "proves its own fact, not every case one can think of. `make test` runs all of them.",

@@ -32,7 +32,9 @@ def config(collector):
     """Settings for an agent of this process; it is stopped when the test ends."""
 
     def make(**settings):
-        return AgentConfig(**{"api_key": "test-key-0123", "endpoint": collector.url, **settings})
+        return AgentConfig(
+            **{"api_key": "test-key-0123", "endpoint": collector.url, "rollup": False, **settings}
+        )
 
     return make
 

@@ -34,6 +34,7 @@ def start(collector, store, **settings):
         "project_id": "shop",
         "endpoint": collector.url,
         "rules": [],
+        "rollup": False,
         "flush_interval": 0.2,
         **store,
         **settings,

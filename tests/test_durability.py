@@ -15,6 +15,7 @@ import os, signal, sys
 from guard_agent import AgentConfig, SecurityEvent, get_current_timestamp, guard_agent
 
 agent = guard_agent(AgentConfig(
+    rollup=False,
     api_key="test-key-0123", endpoint=os.environ["COLLECTOR"], store="disk", project_id="shop",
 ))
 for number in range(int(sys.argv[1])):

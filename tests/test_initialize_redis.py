@@ -65,13 +65,14 @@ def server():
 def configure(collector, stop_agent):
     def configure(**settings):
         return AgentConfig(
+            rollup=False,
             **{
                 "api_key": "test-key-0123",
                 "endpoint": collector.url,
                 "project_id": "shop",
                 "flush_interval": 3600,
                 **settings,
-            }
+            },
         )
 
     return configure

@@ -16,6 +16,7 @@ import asyncio, logging, os, sys, threading, time
 from guard_agent import AgentConfig, guard_agent
 
 agent = guard_agent(AgentConfig(
+    rollup=False,
     api_key="test-key-0123", endpoint=os.environ["COLLECTOR"], project_id="shop",
     flush_interval=0.1, store=os.environ.get("STORE", "memory"), backoff_factor=0.05,
 ))

@@ -21,6 +21,7 @@ def event(reason):
     )
 
 config = AgentConfig(
+    rollup=False,
     api_key="test-key-0123",
     endpoint=os.environ["COLLECTOR"],
     store=os.environ.get("STORE", "memory"),

@@ -27,6 +27,7 @@ def event(reason):
     )
 
 agent = guard_agent(AgentConfig(
+    rollup=False,
     api_key="test-key-0123",
     endpoint=os.environ["COLLECTOR"],
     flush_interval=float(os.environ.get("FLUSH_INTERVAL", "3600")),

@@ -31,8 +31,9 @@ from guard_agent.core.errors import BufferFullError, GuardAgentError
 from guard_agent.core.host_redis import HostRedis
 from guard_agent.core.intake.leftovers import Leftovers
 from guard_agent.core.intake.pipeline import Pipeline
+from guard_agent.core.intake.priority import EventPriorities
 from guard_agent.core.intake.ring import Ring
-from guard_agent.core.interfaces import DestinationDepth, Level, Record
+from guard_agent.core.interfaces import Aggregated, DestinationDepth, Level, Record
 from guard_agent.core.ledger import DropReason, Ledger
 from guard_agent.core.models import AgentStatus
 from guard_agent.core.processes import ProcessHooks
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     from guard_agent.core.assembly.composition import Plan
     from guard_agent.core.config import AgentConfig
-    from guard_agent.core.interfaces import Kind
+    from guard_agent.core.interfaces import Aggregator, Kind
     from guard_agent.core.ledger import Balance
     from guard_agent.core.models import DynamicRules
 
@@ -70,8 +71,13 @@ class _Run:
         self.on_error = ErrorCallback(config.on_error)
         names = tuple(transport.context.instance for transport in components.transports)
         self.started_at = time.monotonic()
-        self.ledger = Ledger(names)
-        self.pipeline = Pipeline(components.enrichers)
+        self.aggregator = aggregator = components.aggregator
+        self.ledger = Ledger(
+            names, Aggregated if aggregator is None else partial(_books_of, aggregator)
+        )
+        self.pipeline = Pipeline(
+            components.enrichers, aggregator, EventPriorities(config.event_priorities)
+        )
         self.ring = Ring(
             self.ledger,
             max_records=config.max_buffer_records,
@@ -127,16 +133,14 @@ class _Run:
         self._eager_rules = config.project_id is not None
         self.worker = Worker(
             ring=self.ring,
+            aggregator=aggregator,
             ledger=self.ledger,
             store=self.lanes,
             destinations=list(self.destinations.values()),
             keepers=self.keepers,
             on_error=self.on_error,
             books_lock=books_lock,
-            buffer_size=config.buffer_size,
-            flush_interval=config.flush_interval,
-            status_interval=config.status_interval,
-            evict=config.buffer_overflow_policy == "drop",
+            config=config,
             status=self.status,
         )
 
@@ -163,11 +167,28 @@ class _Run:
     def started(self) -> bool:
         return self._started
 
+    @property
+    def holds_records(self) -> bool:
+        """Whether anything was taken that is not in the store."""
+        return bool(len(self.ring) or self.ledger.aggregated().open)
+
     def ensure_started(self) -> bool:
         """Start the thread if it never was; returns whether there is one."""
         if not self._started:
             self._start_once()
         return self._started
+
+    def took_nothing(self, reason: DropReason | None, kind: Kind) -> None:
+        """There is no record to put into the ring: it was dropped, or absorbed."""
+        if reason is not None:
+            self.ring.drop(reason, kind)
+        elif not self._started:
+            self.start_if_due()  # which the ring does otherwise
+
+    def start_if_due(self) -> None:
+        """The same, unless the last attempt failed a moment ago."""
+        if self.start_again_at is None or time.monotonic() >= self.start_again_at:
+            self.ensure_started()
 
     def _start_once(self) -> None:
         with self._lock:
@@ -189,6 +210,8 @@ class _Run:
             self._started = True
             self.start_again_at = None
         process_hooks.started()
+        if self.aggregator is not None and (sentences := self.aggregator.explain()):
+            logger.info("records are merged: %s", " ".join(sentences))
         if self._eager_rules:
             self.worker.want_rules()
         if self._host is not None:
@@ -231,6 +254,8 @@ class _Run:
 
     def stop(self, limit: float) -> Future[None]:
         """Close the ring, end the thread if there is one; the same future for everybody."""
+        if self.aggregator is not None:
+            self.aggregator.close()
         self.ring.close(DropReason.STOPPED)
         with self._lock:
             if self.stopped is not None:
@@ -239,7 +264,7 @@ class _Run:
                 self.stopped = self.worker.stop(limit)
                 return self.stopped
             self.stopped = Future()
-        self.ring.abandon(DropReason.SHUTDOWN)
+        self.worker.abandon()
         self.stopped.set_result(None)
         return self.stopped
 
@@ -296,6 +321,7 @@ class _Run:
             level=level.value,
             loss_window_seconds=None if level is Level.MEMORY else COMMIT_INTERVAL,
             store=dict(self.lanes.describe()),
+            rollup={} if self.aggregator is None else _describe(self.aggregator),
             rules=rules,
             destinations={
                 name: self._destination(name, balances[name], depths[name])
@@ -311,6 +337,7 @@ class _Run:
             "delivered": balance.delivered,
             "dropped": balance.dropped,
             "buried": balance.buried,
+            "merged": balance.merged,
             "dead_letters": depth.buried,
             "pending": balance.pending,
             "pending_bytes": depth.bytes + self.ring.bytes,
@@ -369,15 +396,15 @@ class Agent:
             return None
         inside.agent = True
         try:
-            record = run.pipeline.encode(kind, source)
+            record = run.pipeline.take(kind, source)
         finally:
             inside.agent = False
         if not isinstance(record, Record):
-            run.ring.drop(record, kind)
+            run.took_nothing(record, kind)
             return None
         if run.ring.put(record, evict=self._evict):
-            if run.start_again_at is not None and time.monotonic() >= run.start_again_at:
-                run.ensure_started()
+            if run.start_again_at is not None:
+                run.start_if_due()
             return None
         if self.config.buffer_overflow_policy == "block":
             return record
@@ -486,7 +513,7 @@ class Agent:
     def flush(self) -> Future[Any]:
         """Store and send what was taken so far; see `Worker.flush`."""
         run = self._current()
-        if not run.started and not (len(run.ring) and run.ensure_started()):
+        if not run.started and not (run.holds_records and run.ensure_started()):
             return _done(None)
         return run.worker.submit(run.worker.flush)
 
@@ -590,6 +617,7 @@ class Agent:
         ledger = run.ledger
         dropped = sum(ledger.dropped.values()) + sum(primary.dropped.values()) + primary.buried
         sent_metrics = primary.delivered - primary.delivered_events
+        absorbed = ledger.aggregated()
         failures = max((gate.failures for gate in gates), default=0)
         return {
             "running": self.running,
@@ -607,8 +635,8 @@ class Agent:
                 "last_flush_time": status.last_flush,
                 # As 3.x named them. A store does not tell which kind it gave up: that counts as
                 # events.
-                "events_buffered": ledger.accepted - ledger.accepted_metrics,
-                "metrics_buffered": ledger.accepted_metrics,
+                "events_buffered": ledger.accepted - ledger.accepted_metrics + absorbed.events,
+                "metrics_buffered": ledger.accepted_metrics + absorbed.metrics,
                 "events_flushed": primary.delivered_events,
                 "metrics_flushed": sent_metrics,
                 "events_dropped": dropped - ledger.dropped_metrics,
@@ -687,9 +715,24 @@ class Agent:
     def _at_exit(self) -> Callable[[], None] | None:
         """Begin to stop; returns what waits for it."""
         run = self._run
-        if run is None or not (run.started or (len(run.ring) and run.ensure_started())):
+        if run is None or not (run.started or (run.holds_records and run.ensure_started())):
             return None
         return partial(_wait, self.stop(), self.config.stop_timeout + STOP_SLACK)
+
+
+def _books_of(aggregator: Aggregator) -> Aggregated:
+    return aggregator.books
+
+
+def _describe(aggregator: Aggregator) -> dict[str, Any]:
+    books = aggregator.books
+    return {
+        "name": aggregator.context.instance,
+        "interval": aggregator.interval,
+        "absorbed": books.absorbed,
+        "open": books.open,
+        **aggregator.describe(),
+    }
 
 
 _agents: weakref.WeakSet[Agent] = weakref.WeakSet()

@@ -79,6 +79,14 @@ class AgentConfig(BaseModel):
     enable_events: bool = Field(default=True, description="Take security events")
     enable_metrics: bool = Field(default=True, description="Take metrics")
 
+    event_priorities: dict[str, Literal["attack", "change", "diagnostic", "metric"]] = Field(
+        default_factory=dict,
+        description=(
+            "Class of an event type, where it is not as it should be: the lowest class is given "
+            "up first, the highest is sent first"
+        ),
+    )
+
     # When to send.
     buffer_size: int = Field(default=100, ge=1, description="Records that lead to a flush")
     flush_interval: float = Field(
@@ -179,6 +187,10 @@ class AgentConfig(BaseModel):
     )
 
     # What the agent is made of. The order of a list is the order of execution.
+    rollup: bool | str = Field(
+        default=False,
+        description="Merge repeats and metrics, with true counts; or the plugin that does",
+    )
     enrichers: list[str] = Field(
         default_factory=lambda: ["redaction", "truncate"], description="Enrichers, in order"
     )
@@ -203,6 +215,13 @@ class AgentConfig(BaseModel):
     def notes(self) -> tuple[Problem, ...]:
         """What is doubtful about where the settings come from; none of it is fatal."""
         return self._notes
+
+    @property
+    def aggregators(self) -> tuple[str, ...]:
+        """The plugin that merges records, if there is to be one."""
+        if isinstance(self.rollup, str):
+            return (self.rollup,)
+        return ("rollup",) if self.rollup else ()
 
     def origin(self, path: str) -> str | None:
         """

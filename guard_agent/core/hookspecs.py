@@ -14,7 +14,13 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from guard_agent.core.interfaces import BufferStore, Enricher, RuleSource, Transport
+    from guard_agent.core.interfaces import (
+        Aggregator,
+        BufferStore,
+        Enricher,
+        RuleSource,
+        Transport,
+    )
 
     F = TypeVar("F", bound=Callable[..., object])
 
@@ -47,3 +53,8 @@ def guard_agent_rule_sources() -> Iterable[type[RuleSource]]:  # type: ignore[em
 @_hookspec
 def guard_agent_enrichers() -> Iterable[type[Enricher]]:  # type: ignore[empty-body]
     """Return the enricher classes of this plugin."""
+
+
+@_hookspec
+def guard_agent_aggregators() -> Iterable[type[Aggregator]]:  # type: ignore[empty-body]
+    """Return the aggregator classes of this plugin."""

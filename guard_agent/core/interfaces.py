@@ -1,9 +1,9 @@
 """
-The four seams of guard-agent, each defined once.
+The five seams of guard-agent, each defined once.
 
-A plugin implements one or more of `Transport`, `BufferStore`, `RuleSource` and `Enricher` and
-hands the class to the agent through a hook (`guard_agent.core.hookspecs`). The docstrings here are
-the contract: a plugin can be written from them without reading the core.
+A plugin implements one or more of `Transport`, `BufferStore`, `RuleSource`, `Enricher` and
+`Aggregator`, and hands the class to the agent through a hook (`guard_agent.core.hookspecs`). The
+docstrings here are the contract: a plugin can be written from them without reading the core.
 
 Life of an instance: ``__init__`` (no I/O, any thread) → ``open`` → work → ``close``. Everything
 asynchronous runs on the agent's own event loop, in the agent's own thread, never on the loop of
@@ -13,7 +13,7 @@ the host application.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from hashlib import blake2b
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from guard_agent.core.config import AgentConfig
     from guard_agent.core.host_redis import HostRedis
+    from guard_agent.core.ledger import DropReason
     from guard_agent.core.models import AgentStatus
 
 Kind: TypeAlias = Literal["event", "metric"]
@@ -38,6 +39,14 @@ The fields of one record on its way through the enrichers: plain JSON data (str,
 None, list, dict with str keys), besides ``timestamp`` (datetime) and ``idempotency_key`` (str).
 Bounded in depth, nodes and bytes, and owned by the pipeline: an enricher may change it in place.
 """
+
+
+MAX_RECORD_BYTES = 64 * 1024
+"""Most bytes of one payload."""
+
+
+LEASE_SHARE = 8
+"""The part of a lease that is left to each lower priority that waits, as 1/n."""
 
 
 class Priority(IntEnum):
@@ -216,7 +225,7 @@ class PluginContext:
 
 class Plugin:
     """
-    What all four kinds have in common.
+    What all kinds have in common.
 
     ``name`` is the word used in the configuration; it equals the entry point's name.
     """
@@ -416,6 +425,15 @@ class BufferStore(Resource, ABC):
         """
         return 0
 
+    @property
+    def capacity(self) -> tuple[int, int] | None:
+        """
+        Most records and payload bytes it keeps for a destination; None when it does not say.
+
+        What is merged waits where it is counted while more than half of that is in use.
+        """
+        return None
+
     def describe(self) -> Mapping[str, object]:
         """What an operator should see in health, such as ``{"sync": "full"}``. No secrets."""
         return {}
@@ -440,6 +458,10 @@ class BufferStore(Resource, ABC):
 
         Highest priority first, oldest first within it. A single record larger than ``max_bytes``
         is leased alone. Nobody else gets these records for ``ttl`` seconds.
+
+        So that a flood of one priority does not starve the others, it leaves them a share when
+        ``max_records`` is 8 or more: for each lower priority of which something is ready, an eighth
+        of the records and of the bytes (`LEASE_SHARE`).
 
         Returns:
             The lease, or None when nothing is ready now.
@@ -579,3 +601,84 @@ class Enricher(Plugin, ABC):
         five failures; that it took more than a second is one of them, because the request of the
         application waits for it, which nothing can cut short.
         """
+
+
+EncodeFunction: TypeAlias = "Callable[[Fields], Record | DropReason]"
+"""Enriches, redacts and encodes; answers with the record, or with why there is none."""
+
+AggregateFunction: TypeAlias = "Callable[[Fields], Record | DropReason | None]"
+
+
+class Aggregated(NamedTuple):
+    """The books of an aggregator at one moment."""
+
+    events: int = 0
+    """Events that were ever absorbed."""
+    metrics: int = 0
+    """Metrics that were ever absorbed."""
+    open: int = 0
+    """Records that `Aggregator.collect` would make of what was absorbed."""
+
+    @property
+    def absorbed(self) -> int:
+        return self.events + self.metrics
+
+
+class Aggregator(Plugin, ABC):
+    """
+    Merges records that say the same, so that fewer leave.
+
+    Unlike an `Enricher` it makes one record of many, some time later. What it absorbs exists only
+    in it until then, and is lost when the process is killed: what must not be lost it lets pass.
+
+    It sees fields before they are redacted, and must not keep them nor anything made of them that
+    they could be read from: what it keeps are records as ``encode`` returned them, and numbers.
+    A child process begins with a new instance; what the parent absorbed stays with the parent.
+    """
+
+    @property
+    @abstractmethod
+    def interval(self) -> float:
+        """Seconds between two calls of `collect`: what was absorbed leaves after as many."""
+
+    @abstractmethod
+    def bind(self, kind: Kind, encode: EncodeFunction) -> AggregateFunction | None:
+        """
+        Make the function for records of ``kind``, or None when there is nothing to do for them.
+
+        The function is called in the thread of the application, from several at a time; it must
+        not block. It owns the fields. It returns what ``encode`` did, or a record that stands for
+        this one and some that were absorbed, or None when it has absorbed the record.
+        """
+
+    @abstractmethod
+    def collect(self) -> Iterator[Record]:
+        """
+        The records that stand for what was absorbed.
+
+        Called in the agent's thread: every ``interval`` seconds, at a flush and at the end. A
+        record counts as open until it is yielded. The iterator may be left before its end; what it
+        did not yield remains open.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Absorb nothing from now on: the last `collect` follows. Idempotent, any thread."""
+
+    @property
+    @abstractmethod
+    def books(self) -> Aggregated:
+        """
+        What was absorbed and what is open, at one moment. Any thread.
+
+        Every record that was absorbed is in one that is open, in one that was yielded, or in one
+        that the function returned.
+        """
+
+    def describe(self) -> Mapping[str, object]:
+        """What an operator should see in health."""
+        return {}
+
+    def explain(self) -> Sequence[str]:
+        """What it does as configured, in sentences, for the log and ``guard-agent plan``."""
+        return ()

@@ -1,9 +1,13 @@
 """
-The books of the agent: ``accepted == delivered + dropped + buried + pending``, per destination.
+The books of the agent, per destination:
+``accepted == delivered + dropped + buried + merged + pending``.
 
 What happens before the store concerns every destination alike and is booked once; what happens
 behind it is booked per destination. ``pending`` is never computed from the other numbers: it is
-what the ring and the store say they hold, so the equation can be checked.
+what the aggregator, the ring and the store say they hold, so the equation can be checked.
+
+Records that an aggregator makes one record of are ``merged``, but for one, which that record takes
+the place of.
 """
 
 from __future__ import annotations
@@ -11,6 +15,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
+
+from guard_agent.core.interfaces import Aggregated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class DropReason(str, Enum):
@@ -64,28 +74,43 @@ class Balance:
     delivered: int
     dropped: dict[str, int]
     buried: int
+    merged: int
     pending: int
 
     @property
     def difference(self) -> int:
         """Zero, or the books are wrong."""
-        return (
-            self.accepted - self.delivered - sum(self.dropped.values()) - self.buried - self.pending
-        )
+        gone = self.delivered + sum(self.dropped.values()) + self.buried + self.merged
+        return self.accepted - gone - self.pending
 
 
 class Ledger:
     """
     Counts of one run of the agent.
 
-    ``accepted`` and ``dropped`` are guarded by the lock of the ring, the rest belongs to the
-    agent's thread.
+    ``accepted``, ``summaries`` and ``dropped`` are guarded by the lock of the ring, the rest
+    belongs to the agent's thread. What an aggregator absorbed is in its own books.
     """
 
-    __slots__ = ("accepted", "accepted_metrics", "destinations", "dropped", "dropped_metrics")
+    __slots__ = (
+        "accepted",
+        "accepted_metrics",
+        "aggregated",
+        "destinations",
+        "dropped",
+        "dropped_metrics",
+        "summaries",
+    )
 
-    def __init__(self, destinations: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        destinations: tuple[str, ...],
+        aggregated: Callable[[], Aggregated] = Aggregated,
+    ) -> None:
+        self.aggregated = aggregated
         self.accepted = 0
+        self.summaries = 0
+        """Records that an aggregator made of what it had absorbed."""
         self.accepted_metrics = 0
         """How many of those were metrics."""
         self.dropped_metrics = 0
@@ -96,10 +121,12 @@ class Ledger:
     def balance(self, destination: str, pending: int) -> Balance:
         """The equation for ``destination``, given what ring and store hold for it."""
         books = self.destinations[destination]
+        aggregated = self.aggregated()
         return Balance(
-            accepted=self.accepted + books.replayed,
+            accepted=self.accepted + aggregated.absorbed + books.replayed,
             delivered=books.delivered,
             dropped={reason.value: n for reason, n in (self.dropped + books.dropped).items()},
             buried=books.buried,
-            pending=pending,
+            merged=aggregated.absorbed - self.summaries - aggregated.open,
+            pending=pending + aggregated.open,
         )

@@ -133,12 +133,17 @@ class AgentStatus(BaseModel):
     """How old a record may be that is lost when the process is killed; None for any age."""
     store: dict[str, Any] = Field(default_factory=dict)
     """What the store says of itself."""
+    rollup: dict[str, Any] = Field(default_factory=dict)
+    """
+    What merges records says of itself: ``open`` records wait for ``interval`` seconds at most, and
+    are lost when the process is killed; ``loss_window_seconds`` is about all others.
+    """
     rules: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Of every rule source: what is in force, how old that is, whether it is ``stale``."""
     destinations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """
-    The books of each: accepted, delivered, dropped by reason, buried, pending, pending_bytes,
-    oldest_seconds, requests, failures, breaker, last_error.
+    The books of each: accepted, delivered, dropped by reason, buried, merged, pending,
+    pending_bytes, oldest_seconds, requests, failures, breaker, last_error.
     """
 
 

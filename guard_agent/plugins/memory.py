@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from guard_agent import (
+    LEASE_SHARE,
     Appended,
     BufferStore,
     DeadLetter,
@@ -92,6 +93,13 @@ class _Queue:
             if entry in self._live:
                 return entry
         return None
+
+    def is_empty(self) -> bool:
+        entry = self.pop()
+        if entry is None:
+            return True
+        heappush(self._returned, entry)
+        return False
 
     def _sweep(self) -> None:
         if len(self._fresh) + len(self._returned) <= self._limit:
@@ -205,6 +213,10 @@ class MemoryStore(BufferStore):
         self._entry_ids = map(hex, count(1 << 60))
         self._lease_ids = map(str, count(1))
 
+    @property
+    def capacity(self) -> tuple[int, int]:
+        return self._max_records, self._max_bytes
+
     # --- append ---------------------------------------------------------------------------------
 
     async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
@@ -317,16 +329,23 @@ class MemoryStore(BufferStore):
         records = self._records
         entries: dict[str, Record] = {}
         size = 0
+        share = max_records // LEASE_SHARE
+        lower = sum([not queue.is_empty() for queue in cursor.ready]) if share else 0
         for queue in reversed(cursor.ready):
-            while len(entries) < max_records:
+            lower -= bool(share) and not queue.is_empty()
+            most = max_records - lower * share
+            most_bytes = max_bytes - lower * (max_bytes // LEASE_SHARE)
+            while len(entries) < most:
                 entry = queue.pop()
                 if entry is None:
                     break
                 record = records[entry]
-                size += len(record.payload)
-                if size > max_bytes and entries:
+                if size + len(record.payload) > most_bytes and entries:
                     queue.put_back(entry)
-                    return entries
+                    if not lower:
+                        return entries
+                    break
+                size += len(record.payload)
                 entries[entry] = record
         return entries
 

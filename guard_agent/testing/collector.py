@@ -314,9 +314,10 @@ class Collector:
         """
         Compare the ledger with the books of all agents that send here.
 
-        The books must be balanced: ``accepted == delivered + dropped + buried + pending``. What
-        counts as delivered must be here, and what is here must be delivered or, when an answer was
-        lost, still be kept by the agent.
+        The books must be balanced:
+        ``accepted == delivered + dropped + buried + merged + pending``. What counts as delivered
+        must be here, and what is here must be delivered or, when an answer was lost, still be kept
+        by the agent.
 
         Args:
             agents: Each is a `guard_agent.SyncGuardAgentHandler`, or an `guard_agent.AgentStatus`:
@@ -334,7 +335,7 @@ class Collector:
             told = self.summary()
         kept = books["dropped"] + books["buried"] + books["pending"]
         said = ", ".join(f"{books[name]} {name}" for name in _BOOKS)
-        if books["accepted"] != books["delivered"] + kept:
+        if books["accepted"] != books["delivered"] + books["merged"] + kept:
             msg = f"the books are not balanced: {said}"
         elif books["delivered"] > stored:
             msg = (
@@ -665,7 +666,7 @@ class Collector:
         return web.Response()
 
 
-_BOOKS = ("accepted", "delivered", "dropped", "buried", "pending")
+_BOOKS = ("accepted", "delivered", "dropped", "buried", "merged", "pending")
 
 
 def _books(agent: Any, destination: str | None) -> Counter[str]:
@@ -682,7 +683,7 @@ def _books(agent: Any, destination: str | None) -> Counter[str]:
     books = known[next(iter(known)) if destination is None else destination]
     return Counter(
         {
-            **{name: books[name] for name in _BOOKS if name != "dropped"},
+            **{name: books.get(name, 0) for name in _BOOKS if name != "dropped"},
             "dropped": sum(books["dropped"].values()),
         }
     )

@@ -49,6 +49,7 @@ class Host:
                         "endpoint": collector.url,
                         "project_id": "shop",
                         "rules": [],
+                        "rollup": False,
                         "buffer_size": 1,
                         "flush_interval": 0.1,
                         "max_requests_per_second": 1000,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guard_agent import BufferStore, Enricher, RuleSource, Transport, hookimpl
+from guard_agent import Aggregator, BufferStore, Enricher, RuleSource, Transport, hookimpl
 from guard_agent.core.assembly.registry import Registry
-from guard_agent.plugins import console, disk, file, handler, jsonl, memory, truncate
+from guard_agent.plugins import console, disk, file, handler, jsonl, memory, rollup, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +36,10 @@ class InCode:
     def guard_agent_enrichers(self) -> list[type[Enricher]]:
         return [cls for cls in self._classes if issubclass(cls, Enricher)]
 
+    @hookimpl
+    def guard_agent_aggregators(self) -> list[type[Aggregator]]:
+        return [cls for cls in self._classes if issubclass(cls, Aggregator)]
+
 
 def isolated_registry(*classes: type[Plugin]) -> Registry:
     """
@@ -45,7 +49,7 @@ def isolated_registry(*classes: type[Plugin]) -> Registry:
     """
     registry = Registry()
     names = {cls.name for cls in classes}
-    for module in (console, disk, file, handler, jsonl, memory, truncate):
+    for module in (console, disk, file, handler, jsonl, memory, rollup, truncate):
         name = module.__name__.rpartition(".")[2]
         if name not in names:
             registry.register(module, name=name, distribution="guard-agent")

@@ -367,13 +367,14 @@ def test_explain_shows_order_distribution_and_safety():
 
     lines = [" ".join(line.split()) for line in text.splitlines()]
     path = [
-        "1. acme-derive enricher (derive) acme-guard-fixtures 1.2.3",
-        "2. acme-redact enricher (redact) acme-guard-fixtures 1.2.3",
-        "3. acme-seal enricher (seal) acme-guard-fixtures 1.2.3",
-        "4. acme-store store (memory) acme-guard-fixtures 1.2.3",
-        "5. acme-tcp transport acme-guard-fixtures 1.2.3",
+        "2. acme-derive enricher (derive) acme-guard-fixtures 1.2.3",
+        "3. acme-redact enricher (redact) acme-guard-fixtures 1.2.3",
+        "4. acme-seal enricher (seal) acme-guard-fixtures 1.2.3",
+        "5. acme-store store (memory) acme-guard-fixtures 1.2.3",
+        "6. acme-tcp transport acme-guard-fixtures 1.2.3",
     ]
     start = lines.index(path[0])
+    assert lines[start - 1].startswith("1. rollup aggregator guard-agent ")
     assert lines[start : start + 5] == path
     assert "1. acme-rules rule source acme-guard-fixtures 1.2.3" in lines
     assert any(line.startswith("Safe: 'acme-redact' removes secrets") for line in lines)

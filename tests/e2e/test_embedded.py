@@ -29,7 +29,9 @@ def run(collector, tmp_path):
     """Runs a script that may import the shops to its end."""
 
     def run(body: str) -> str:
-        (tmp_path / "guard-agent.yaml").write_text("plugins: {polling: {interval: 1}}\n")
+        (tmp_path / "guard-agent.yaml").write_text(
+            "rollup: false\nplugins: {polling: {interval: 1}}\n"
+        )
         done = subprocess.run(
             [sys.executable, "-W", "default", "-c", textwrap.dedent(body)],
             env={
@@ -95,6 +97,7 @@ def test_r06_a_redis_that_freezes_never_blocks_the_sync_face(
     monkeypatch.chdir(tmp_path)
     server = request.getfixturevalue("redis_server")
     config = AgentConfig(
+        rollup=False,
         api_key="test-key-0123",
         endpoint=collector.url,
         store="redis",

@@ -55,6 +55,7 @@ def serve(server, collector, tmp_path):
     started = []
 
     def serve(name):
+        (tmp_path / "guard-agent.yaml").write_text("rollup: false\n")
         listener = socket.create_server(("127.0.0.1", 0))
         command = [part.format(fd=listener.fileno()) for part in COMMANDS[name]]
         with (tmp_path / "log").open("ab") as log:

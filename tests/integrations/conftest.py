@@ -15,4 +15,6 @@ def alone(surroundings):
 @pytest.fixture
 def config(collector):
     """Settings with which nothing is sent before the agent stops."""
-    return AgentConfig(api_key="test-key-0123", endpoint=collector.url, flush_interval=3600)
+    return AgentConfig(
+        api_key="test-key-0123", endpoint=collector.url, flush_interval=3600, rollup=False
+    )

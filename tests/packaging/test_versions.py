@@ -23,6 +23,7 @@ HOOKS = (
     "guard_agent_buffer_stores",
     "guard_agent_rule_sources",
     "guard_agent_enrichers",
+    "guard_agent_aggregators",
 )
 
 

@@ -330,6 +330,7 @@ import os, signal, sys, time
 from guard_agent import AgentConfig, SecurityEvent, get_current_timestamp, guard_agent
 signal.alarm(80)
 agent = guard_agent(AgentConfig(
+    rollup=False,
     api_key="test-key-0123", endpoint=sys.argv[1], store="disk", project_id="shop", rules=[],
     buffer_size=5, flush_interval=0.1, max_requests_per_second=1000, max_buffer_records=100_000,
     stop_timeout=10,

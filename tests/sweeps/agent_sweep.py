@@ -267,6 +267,7 @@ class Stage:
                 "store": self._store,
                 "plugins": {self._store: self._settings},
                 "rules": [],
+                "rollup": False,
                 "buffer_size": 50,
                 "flush_interval": 0.2,
                 "max_buffer_records": 100_000,

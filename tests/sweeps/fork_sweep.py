@@ -40,7 +40,9 @@ def parent(forks: int, endpoint: str) -> None:
         guard_agent,
     )
 
-    agent = guard_agent(AgentConfig(api_key="test-key-0123", endpoint=endpoint, rules=[]))
+    agent = guard_agent(
+        AgentConfig(api_key="test-key-0123", endpoint=endpoint, rules=[], rollup=False)
+    )
     ended = threading.Event()
 
     def event(reason: str) -> SecurityEvent:

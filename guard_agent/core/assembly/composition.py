@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from guard_agent.core.assembly.inspection import ENRICHER, RULE_SOURCE, STORE, TRANSPORT, Seam
+from guard_agent.core.assembly.inspection import (
+    AGGREGATOR,
+    ENRICHER,
+    RULE_SOURCE,
+    STORE,
+    TRANSPORT,
+    Seam,
+)
 from guard_agent.core.assembly.plan import Components, Plan, Step, construct, stage_of
 from guard_agent.core.assembly.problems import (
     describe_exception,
@@ -92,6 +99,7 @@ class _Composer:
             self._report([self._no_transport()])
         enrichers = self._take(ENRICHER, config.enrichers)
         rules = self._take(RULE_SOURCE, config.rules)
+        aggregator = next(iter(self._take(AGGREGATOR, config.aggregators)), None)
         store = self._store()
         fallback = self._fallback(store)
         self._report(self._check_order(enrichers))
@@ -109,6 +117,7 @@ class _Composer:
             rules,
             tuple(problems),
             fallback,
+            aggregator,
             self._registry,
         )
 
@@ -195,10 +204,10 @@ class _Composer:
     def _wrong_kind(self, seam: Seam, instance: str, classes: Iterable[str]) -> Problem:
         kinds = sorted(classes)
         message = (
-            f"{self._at(seam.option)} names {instance!r} as {seam.a_kind}, but that plugin "
+            f"{self._at(seam.setting)} names {instance!r} as {seam.a_kind}, but that plugin "
             f"provides only: {listed(kinds)}"
         )
-        return Problem("GA114", message, f"take {instance!r} out of {seam.option!r}")
+        return Problem("GA114", message, f"take {instance!r} out of {seam.setting!r}")
 
     def _invalid_settings(
         self, instance: str, cls: type[Plugin], error: ValidationError
@@ -253,8 +262,14 @@ class _Composer:
 
     def _unused_settings(self) -> Iterator[Problem]:
         config = self._config
-        used = {*config.enrichers, config.store, *config.transports, *config.rules}
-        used.add(FALLBACK_STORE)
+        used = {
+            *config.aggregators,
+            *config.enrichers,
+            config.store,
+            *config.transports,
+            *config.rules,
+        }
+        used |= {FALLBACK_STORE, "rollup"}  # settings of what is switched off are no mistake
         installed = {provider.name for provider in self._registry.providers}
         for section in config.plugins:
             if section not in used:

@@ -17,6 +17,7 @@ from guard_agent.core.assembly.problems import closest, did_you_mean, listed
 from guard_agent.core.errors import Problem
 from guard_agent.core.hookspecs import PROJECT
 from guard_agent.core.interfaces import (
+    Aggregator,
     BufferStore,
     Enricher,
     Level,
@@ -30,29 +31,38 @@ from guard_agent.core.interfaces import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ComponentKind: TypeAlias = Literal["enricher", "store", "transport", "rule source"]
+ComponentKind: TypeAlias = Literal["aggregator", "enricher", "store", "transport", "rule source"]
 
 
 @dataclass(frozen=True, slots=True)
 class Seam:
-    """One of the four places where plugins go."""
+    """One of the places where plugins go."""
 
     kind: ComponentKind
     base: type[Plugin]
     hook: str
     option: str
-    """The field of `AgentConfig` that names plugins for it."""
+    """The attribute of `AgentConfig` that names plugins for it."""
+    switch: str = ""
+    """The setting behind it, when that has another name."""
+
+    @property
+    def setting(self) -> str:
+        return self.switch or self.option
 
     @property
     def a_kind(self) -> str:
         return f"an {self.kind}" if self.kind[0] in "aeiou" else f"a {self.kind}"
 
 
+AGGREGATOR = Seam(
+    "aggregator", Aggregator, "guard_agent_aggregators", "aggregators", switch="rollup"
+)
 ENRICHER = Seam("enricher", Enricher, "guard_agent_enrichers", "enrichers")
 STORE = Seam("store", BufferStore, "guard_agent_buffer_stores", "store")
 TRANSPORT = Seam("transport", Transport, "guard_agent_transports", "transports")
 RULE_SOURCE = Seam("rule source", RuleSource, "guard_agent_rule_sources", "rules")
-SEAMS = (ENRICHER, STORE, TRANSPORT, RULE_SOURCE)
+SEAMS = (AGGREGATOR, ENRICHER, STORE, TRANSPORT, RULE_SOURCE)
 """In the order in which a record meets them."""
 
 

@@ -16,6 +16,7 @@ from guard_agent.core.assembly.problems import describe_exception
 from guard_agent.core.config import state_directory
 from guard_agent.core.errors import ConfigurationError, GuardAgentError, Problem
 from guard_agent.core.interfaces import (
+    Aggregator,
     BufferStore,
     Enricher,
     Kind,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from guard_agent.core.assembly.registry import Registry
     from guard_agent.core.config import AgentConfig
     from guard_agent.core.host_redis import HostRedis
+    from guard_agent.core.interfaces import Fields, Record
 
 logger = logging.getLogger("guard_agent.composition")
 
@@ -72,6 +74,7 @@ class Components:
     durable: BufferStore | None
     transports: tuple[Transport, ...]
     rules: tuple[RuleSource, ...]
+    aggregator: Aggregator | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Plan:
     """What was left out or is doubtful; none of it is fatal."""
     fallback: Step | None = None
     """Takes over while ``store``, which outlives the process, is not available."""
+    aggregator: Step | None = None
+    """Merges records before all others, unless that is off."""
     registry: Registry | None = field(default=None, repr=False, compare=False)
     """For what is only needed once the application hands something over; see `adopt`."""
 
@@ -99,7 +104,8 @@ class Plan:
             GuardAgentError: as a constructor raised it.
         """
         stores = (self.store,) if self.fallback is None else (self.fallback, self.store)
-        steps = (*self.enrichers, *stores, *self.transports, *self.rules)
+        merging = () if self.aggregator is None else (self.aggregator,)
+        steps = (*self.enrichers, *stores, *self.transports, *self.rules, *merging)
         destinations = tuple(step.instance for step in self.transports)
         built: list[Plugin] = []
         problems: list[Problem] = []
@@ -117,7 +123,10 @@ class Plan:
             memory=cast("BufferStore", built[at]),
             durable=None if self.fallback is None else cast("BufferStore", built[at + 1]),
             transports=cast("tuple[Transport, ...]", tuple(built[transports_at:rules_at])),
-            rules=cast("tuple[RuleSource, ...]", tuple(built[rules_at:])),
+            rules=cast(
+                "tuple[RuleSource, ...]", tuple(built[rules_at : len(built) - len(merging)])
+            ),
+            aggregator=cast("Aggregator", built[-1]) if merging else None,
         )
 
     def adopt(self, host: HostRedis) -> BufferStore | None:
@@ -178,6 +187,8 @@ def construct(
         plugin = step.cls(step.settings, context)
         if trial and isinstance(plugin, Enricher):
             _try_to_bind(plugin)
+        if trial and isinstance(plugin, Aggregator):
+            _try_to_aggregate(plugin)
     except (KeyboardInterrupt, GuardAgentError):
         raise  # ours, and documented as what construction raises: a wrong encryption key
     except BaseException as error:
@@ -202,6 +213,23 @@ def _try_to_bind(enricher: Enricher) -> None:
             raise TypeError(msg)
 
 
+def _try_to_aggregate(aggregator: Aggregator) -> None:
+    def encode(_: Fields) -> Record:
+        raise NotImplementedError
+
+    for kind in get_args(Kind):
+        function: object = aggregator.bind(kind, encode)
+        if function is not None and (
+            not callable(function) or inspect.iscoroutinefunction(function)
+        ):
+            got = "an async function" if callable(function) else type(function).__name__
+            msg = f"bind({kind!r}) returned {got}, not a plain function or None"
+            raise TypeError(msg)
+    if not aggregator.interval > 0:
+        msg = f"its interval is {aggregator.interval!r}, not seconds"
+        raise ValueError(msg)
+
+
 def stage_of(cls: type[Plugin] | None) -> Stage | None:
     """The stage of an enricher class, as far as it has one."""
     stage = getattr(cls, "stage", None)
@@ -212,11 +240,14 @@ def _explain(plan: Plan) -> Iterator[str]:
     yield f"guard-agent {__version__}"
     yield ""
     yield "A record passes, in this order:"
-    path = (*plan.enrichers, plan.store, *plan.transports)
+    merging = () if plan.aggregator is None else (plan.aggregator,)
+    path = (*merging, *plan.enrichers, plan.store, *plan.transports)
     yield from _table(path)
     if plan.fallback is not None:
         yield f"While the store is not available, {plan.fallback.instance!r} takes over."
     yield "Each transport is a destination of its own: none waits for another."
+    yield ""
+    yield from _explain_merging(plan)
     yield ""
     yield "Rules come from:" if plan.rules else "No rule source is configured."
     yield from _table(plan.rules)
@@ -233,6 +264,18 @@ def _explain(plan: Plan) -> Iterator[str]:
         yield ""
         yield "Problems:"
         yield from (f"  {problem}" for problem in plan.problems)
+
+
+def _explain_merging(plan: Plan) -> Iterator[str]:
+    step = plan.aggregator
+    plugin = None
+    if step is not None:
+        plugin = construct(step, plan.config, (), [])
+    if not isinstance(plugin, Aggregator):
+        yield "Nothing is merged: every event and metric leaves as a record of its own."
+        return
+    yield "Before that, records are merged:"
+    yield from (f"  {sentence}" for sentence in plugin.explain())
 
 
 def _table(steps: tuple[Step, ...]) -> Iterator[str]:

@@ -123,6 +123,10 @@ class SafeStore(BufferStore):
     def resets(self) -> int:
         return self._store.resets
 
+    @property
+    def capacity(self) -> tuple[int, int] | None:
+        return self._store.capacity
+
     def describe(self) -> Mapping[str, object]:
         return self._store.describe()
 

@@ -102,6 +102,12 @@ class Lanes(BufferStore):
         return self.durable.resets if self.durable is not None else 0
 
     @property
+    def capacity(self) -> tuple[int, int] | None:
+        """Of the one that takes records now."""
+        store = self.durable if self.durable is not None and self._up else self.memory
+        return store.capacity
+
+    @property
     def is_exact(self) -> bool:
         """Whether `stats` says what there is now, and the store knows of every delivery."""
         return self.durable is None or (self._up and not self._unacked)

@@ -24,13 +24,14 @@ from guard_agent.core.ledger import DropReason
 from guard_agent.core.reentry import mark
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 
     from guard_agent.core.callback import ErrorCallback
+    from guard_agent.core.config import AgentConfig
     from guard_agent.core.delivery.destination import Destination
     from guard_agent.core.delivery.lanes import Lanes
     from guard_agent.core.intake.ring import Ring
-    from guard_agent.core.interfaces import DeadLetter
+    from guard_agent.core.interfaces import Aggregator, DeadLetter, Record
     from guard_agent.core.ledger import Ledger
     from guard_agent.core.models import AgentStatus
     from guard_agent.core.rules.keeper import RuleKeeper
@@ -43,6 +44,10 @@ COMMIT_INTERVAL = 0.05
 _GATHER = 0.4 * COMMIT_INTERVAL
 """Seconds in which records gather to be stored together; the rest is for storing them."""
 _CHUNK = 1_000
+_CROWDED = 0.5
+"""Share of a store from which on what was merged waits where it is counted."""
+_SLICE = 50
+_BREATH = 0.001
 _STORE_BACKOFF_MAX = 30.0
 _STORE_RETRY = 1.0
 _EXPIRY_INTERVAL = 5.0
@@ -60,29 +65,28 @@ class Worker:
         self,
         *,
         ring: Ring,
+        aggregator: Aggregator | None = None,
         ledger: Ledger,
         store: Lanes,
         destinations: Sequence[Destination],
         keepers: Sequence[RuleKeeper],
         on_error: ErrorCallback,
         books_lock: asyncio.Lock,
-        buffer_size: int,
-        flush_interval: float,
-        status_interval: float,
-        evict: bool,
+        config: AgentConfig,
         status: Callable[[Mapping[str, DestinationDepth]], AgentStatus],
     ) -> None:
         self._ring = ring
+        self._aggregator = aggregator
         self._ledger = ledger
         self._store = store
         self._destinations = {destination.name: destination for destination in destinations}
         self._keepers = keepers
         self._on_error = on_error
         self._books_lock = books_lock
-        self._buffer_size = buffer_size
-        self._flush_interval = flush_interval
-        self._status_interval = status_interval
-        self._evict = evict
+        self._buffer_size = config.buffer_size
+        self._flush_interval: float = config.flush_interval
+        self._status_interval: float = config.status_interval
+        self._evict = config.buffer_overflow_policy == "drop"
         self._status = status
 
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -205,10 +209,11 @@ class Worker:
         Ends when every destination has emptied its part of the store or has to wait.
         """
         await self._try_to_open_store()
-        left = len(self._ring) + 1
+        left = len(self._ring) + self._ledger.aggregated().open + 1
         while True:
-            moved = await self._move()
-            before, left = left, self._ring.waiting
+            collected = await self._collect()
+            moved = await self._move() and collected
+            before, left = left, self._ring.waiting + self._ledger.aggregated().open
             ends = [passes.next_end() for passes in self._passes.values()]
             self._set_due()
             await asyncio.gather(*ends)
@@ -223,7 +228,12 @@ class Worker:
             Whether all of it is committed in a store that outlives the process.
         """
         await self._try_to_open_store()
-        return await self._move() and await self._store.settle()
+        left: int | None = None
+        while not (collected := await self._collect(share=1)):
+            before, left = left, self._ledger.aggregated().open
+            if not await self._move() or (before is not None and left >= before):
+                break
+        return await self._move() and collected and await self._store.settle()
 
     async def settle(self) -> None:
         """Open a store that came later, and bring to it what memory holds."""
@@ -320,6 +330,7 @@ class Worker:
     async def _main(self) -> None:
         jobs: list[Callable[[], Awaitable[None]]] = [self._pump, self._expire, self._report]
         jobs += [partial(self._deliver, d) for d in self._destinations.values()]
+        jobs += [] if self._aggregator is None else [partial(self._aggregate, self._aggregator)]
         jobs += [partial(self._keep, keeper) for keeper in self._keepers]
         tasks = [asyncio.ensure_future(self._guard(job)) for job in jobs]
         await self._stopping.wait()
@@ -362,7 +373,9 @@ class Worker:
             logger.error("the last flush failed", exc_info=error)
 
     async def _store_and_send(self, deliveries: Sequence[asyncio.Future[None]]) -> None:
-        if not await self._move() and not self._store_failing:
+        collected = await self._collect(share=1, pause=0)
+        moved = await self._move()
+        if not (moved and collected) and not self._store_failing:
             await self.flush()  # the store is full and does not evict: send, to make room
         # From now on each delivery job ends as soon as its part of the store is empty.
         self._finishing.set()
@@ -397,9 +410,18 @@ class Worker:
             # Plugin meets core: a plugin that cannot close must not keep the others from it.
             logger.warning("%s did not close", name, exc_info=True)
 
+    def abandon(self) -> int:
+        """Give up everything that is not in the store; returns how many records."""
+        with self._ring.locked():
+            if self._aggregator is not None:
+                collected = self._aggregator.collect()
+                while self._collect_one(collected, evict=True):
+                    pass
+            return self._ring.abandon(DropReason.SHUTDOWN)
+
     def _give_up(self, volatile: Mapping[str, DestinationDepth]) -> None:
         """Book what is lost with the process: what only memory holds."""
-        lost = self._ring.abandon(DropReason.SHUTDOWN)
+        lost = self.abandon()
         losses = {name: lost + depth.pending for name, depth in volatile.items()}
         for name, depth in volatile.items():
             self._ledger.destinations[name].dropped[DropReason.SHUTDOWN] += depth.pending
@@ -459,6 +481,62 @@ class Worker:
             if self._ring.under_pressure() or (left := end - time.monotonic()) <= 0:
                 return
             await _wait(self._arrived, left)
+
+    async def _aggregate(self, aggregator: Aggregator) -> None:
+        while True:
+            await asyncio.sleep(aggregator.interval)
+            await self._collect()
+
+    async def _collect(self, *, share: float = _CROWDED, pause: float = _BREATH) -> bool:
+        """
+        Have what was merged so far take its place in the ring.
+
+        A count that finds the store full would be given up, or have another given up for it. Where
+        it is, it takes no room however long an outage lasts.
+
+        Args:
+            share: of the store, up to which it is filled.
+            pause: seconds after every few records, for the application that waits for the
+                interpreter meanwhile.
+
+        Returns:
+            Whether all of it did.
+        """
+        if self._aggregator is None:
+            return True
+        if self._store_open:
+            await self._count()
+        records, size = self._room_for(share)
+        collected = self._aggregator.collect()
+        number = 0
+        while number < records and self._ring.bytes < size:
+            if not self._evict and not self._ring.has_room():
+                break
+            if not self._collect_one(collected, evict=self._evict):
+                return True
+            number += 1
+            if number % _SLICE == 0:
+                await asyncio.sleep(pause)
+        return not self._ledger.aggregated().open
+
+    def _room_for(self, share: float) -> tuple[int, int]:
+        """How many records may come, and bytes be in the ring, until so much is in use."""
+        bounds = self._ring.capacity
+        most, most_bytes = self._store.capacity or bounds
+        used = max([depth.pending for depth in self.depths.values()], default=0)
+        used_bytes = max([depth.bytes for depth in self.depths.values()], default=0)
+        waiting = len(self._ring)
+        records = min(int(share * most) - used, int(share * bounds[0])) - waiting
+        return records, min(int(share * most_bytes) - used_bytes, int(share * bounds[1]))
+
+    def _collect_one(self, collected: Iterator[Record], *, evict: bool) -> bool:
+        """Put one into the ring; returns whether there was one."""
+        # In one step, or a look at the books would see it in neither place.
+        with self._ring.locked():
+            record = next(collected, None)
+            if record is not None:
+                self._ring.put(record, evict=evict, summary=True)
+        return record is not None
 
     async def _move(self) -> bool:
         """Bring what is in the ring to the store; returns whether the store took all of it."""
@@ -555,9 +633,20 @@ class Worker:
             with passes:
                 wait = await self._pass(destination)
             if finishing:
+                if wait is None and await self._collect_more():
+                    continue
                 if wait is None or time.monotonic() + wait > self._stop_at:
                     return
                 await asyncio.sleep(wait)
+
+    async def _collect_more(self) -> bool:
+        """At the end, when there is room again for what was merged; returns whether any came."""
+        before = self._ledger.aggregated().open
+        if not before:
+            return False
+        await self._collect(share=1, pause=0)
+        await self._move()
+        return self._ledger.aggregated().open < before
 
     async def _pass(self, destination: Destination) -> float | None:
         """Deliver until nothing is ready (None), or seconds have to be waited for."""

@@ -7,6 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping
+from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -15,20 +16,26 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from guard_agent.core.helpers import get_current_timestamp
-from guard_agent.core.intake.priority import event_priority
+from guard_agent.core.intake.priority import EventPriorities
 from guard_agent.core.intake.snapshot import MAX_NODES, TRUNCATED, scrub, snapshot
-from guard_agent.core.interfaces import Priority, Record, Stage
+from guard_agent.core.interfaces import MAX_RECORD_BYTES, Priority, Record, Stage
 from guard_agent.core.ledger import DropReason
 from guard_agent.core.models import SecurityEvent, SecurityMetric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from guard_agent.core.interfaces import Enricher, EnrichFunction, Fields, Kind
+    from guard_agent.core.interfaces import (
+        AggregateFunction,
+        Aggregator,
+        Enricher,
+        EnrichFunction,
+        Fields,
+        Kind,
+    )
 
 logger = logging.getLogger("guard_agent.pipeline")
 
-MAX_RECORD_BYTES = 64 * 1024
 _SHORT_TEXT = 256
 _MAX_KEY = 128
 _DISABLE_AFTER = 5
@@ -104,21 +111,54 @@ def _without_text(error: BaseException) -> Exception:
 
 class Pipeline:
     """
-    The enrichers, compiled once, and the encoder.
+    The aggregator, the enrichers, compiled once, and the encoder.
 
     Called from any thread; holds no lock. Never raises, whatever it is given. A deriving enricher
     that took more than ``slow`` seconds five times is not called any more.
     """
 
-    def __init__(self, enrichers: Sequence[Enricher], *, slow: float = SLOW) -> None:
+    def __init__(
+        self,
+        enrichers: Sequence[Enricher],
+        aggregator: Aggregator | None = None,
+        priorities: EventPriorities | None = None,
+        *,
+        slow: float = SLOW,
+    ) -> None:
         self._steps = {kind: _compile(kind, enrichers, slow) for kind in _MODELS}
         self._new_id = _id_generator()
+        self._priority = EventPriorities() if priorities is None else priorities
+        self._aggregator_failed = False
+        self._aggregate: dict[Kind, AggregateFunction | None] = {
+            kind: None if aggregator is None else aggregator.bind(kind, partial(self._finish, kind))
+            for kind in _MODELS
+        }
 
-    def encode(self, kind: Kind, source: Any) -> Record | DropReason:
-        """Make the record of ``source``, or say why there is none."""
+    def take(self, kind: Kind, source: Any) -> Record | DropReason | None:
+        """Make the record of ``source``, or say why there is none; None when it was absorbed."""
         fields = _read(kind, source)
         if fields is None:
             return DropReason.INVALID
+        aggregate = self._aggregate[kind]
+        if aggregate is None:
+            return self._finish(kind, fields)
+        try:
+            return aggregate(fields)
+        except (Exception, SystemExit) as error:
+            # Foreign code in the host's request.
+            if not self._aggregator_failed:
+                self._aggregator_failed = True
+                logger.error("the aggregator failed", exc_info=_without_text(error))  # noqa: TRY400 - of a text we must not log
+            # It owns the fields, and may have spoiled them.
+            return self.encode(kind, source)
+
+    def encode(self, kind: Kind, source: Any) -> Record | DropReason:
+        """The same past the aggregator."""
+        fields = _read(kind, source)
+        return DropReason.INVALID if fields is None else self._finish(kind, fields)
+
+    def _finish(self, kind: Kind, fields: Fields) -> Record | DropReason:
+        """Enrich, redact and encode."""
         key = fields.get("idempotency_key")
         if not isinstance(key, str) or not 0 < len(key) <= _MAX_KEY:
             key = fields["idempotency_key"] = self._new_id()
@@ -132,7 +172,7 @@ class Pipeline:
         if isinstance(payload, DropReason):
             return payload
         priority = (
-            event_priority(enriched.get("event_type")) if kind == "event" else Priority.METRIC
+            self._priority.of(enriched.get("event_type")) if kind == "event" else Priority.METRIC
         )
         return Record(key, kind, priority, payload, time.time())
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from guard_agent.core.interfaces import Priority
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _CHANGES = (
     "ip_unbanned",
@@ -38,14 +43,24 @@ _EVENTS = {
 }
 
 
-def event_priority(event_type: object) -> Priority:
-    """
-    The class of an event.
+class EventPriorities:
+    """The class of each event type, with those that the owner set."""
 
-    An unknown type counts as an attack: what nobody classified must not be the first to go.
-    """
-    return (
-        _EVENTS.get(event_type, Priority.ATTACK)
-        if isinstance(event_type, str)
-        else (Priority.DIAGNOSTIC)
-    )
+    def __init__(self, overrides: Mapping[str, str] | None = None) -> None:
+        """``overrides`` has names of classes, in lower case, by event type."""
+        own = {name: Priority[value.upper()] for name, value in (overrides or {}).items()}
+        self._classes = {**_EVENTS, **own}
+
+    def of(self, event_type: object) -> Priority:
+        """
+        The class of an event.
+
+        An unknown type counts as an attack: what nobody classified must not be the first to go.
+        """
+        if not isinstance(event_type, str):
+            return Priority.DIAGNOSTIC
+        return self._classes.get(event_type, Priority.ATTACK)
+
+
+event_priority = EventPriorities().of
+"""The class of an event when the owner set none."""

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from guard_agent.core.interfaces import Priority
+from guard_agent.core.interfaces import MAX_RECORD_BYTES, Priority
 from guard_agent.core.ledger import DropReason, Ledger
 
 if TYPE_CHECKING:
@@ -64,17 +64,24 @@ class Ring:
         self._room = threading.Condition(self._lock)
         self._waiters: deque[Callable[[], object]] = deque(maxlen=_MAX_WAITERS)
 
-    def put(self, record: Record, *, evict: bool) -> bool:
+    def put(self, record: Record, *, evict: bool, summary: bool = False) -> bool:
         """
         Accept a record.
 
         When full: with ``evict`` the lowest priority, oldest first, is given up for it, or the
         record itself when that would not make enough room without something higher; without it
         nothing happens and False is returned.
+
+        A ``summary`` stands for records that were accepted before: it is not counted again, and
+        gets in while the ring is closed to others.
         """
         size = len(record.payload)
         with self._lock:
-            if self._closed is not None:
+            if summary:
+                self._ledger.summaries += 1
+                self._ledger.accepted -= 1
+                self._ledger.accepted_metrics -= record.kind == "metric"
+            elif self._closed is not None:
                 self._book_drop(self._closed, record.kind)
                 return True
             if self._count >= self._max_records or self._bytes + size > self._max_bytes:
@@ -99,6 +106,10 @@ class Ring:
         if wake:
             self._on_wake()
         return True
+
+    def has_room(self) -> bool:
+        """Whether any single record fits without an eviction."""
+        return self._count < self._max_records and self._bytes + MAX_RECORD_BYTES <= self._max_bytes
 
     def drop(self, reason: DropReason, kind: Kind) -> None:
         """Book a record that was given up before it got here."""
@@ -200,6 +211,11 @@ class Ring:
     def __len__(self) -> int:
         """Records in the ring and in transit to the store."""
         return self._count
+
+    @property
+    def capacity(self) -> tuple[int, int]:
+        """Most records and payload bytes."""
+        return self._max_records, self._max_bytes
 
     @property
     def bytes(self) -> int:

@@ -141,6 +141,10 @@ class DiskStore(BufferStore):
     def resets(self) -> int:
         return self._resets + (self._database.resets if self._database is not None else 0)
 
+    @property
+    def capacity(self) -> tuple[int, int]:
+        return self._tables.bounds.records, self._tables.bounds.bytes
+
     def describe(self) -> Mapping[str, object]:
         return {"sync": self.sync}
 

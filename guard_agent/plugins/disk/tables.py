@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from guard_agent import (
+    LEASE_SHARE,
     Appended,
     DeadLetter,
     DestinationDepth,
@@ -38,6 +39,7 @@ VERSION = 1
 _RANK_SHIFT = 56
 _SEQ_MASK = (1 << _RANK_SHIFT) - 1
 _TOP = len(Priority) - 1
+_END = (_TOP << _RANK_SHIFT) | _SEQ_MASK
 _LENGTH_BITS = 32
 _RANK_BITS = 4
 _BLOCK = 512
@@ -273,28 +275,32 @@ class Tables:
     ) -> Lease | None:
         ident = self._id(connection, destination)
         _end_holds(connection, _KEPT_BACK, (ident,))
-        keys = _first_ready(connection, ident, max_records, max_bytes)
-        if not keys:
+        runs = _first_ready(connection, ident, max_records, max_bytes)
+        if not runs:
             return None
+        keys = [key for run in runs for key in run]
         hold = _hold(connection, ident, keys, ttl, owner)
-        # Everything ready between the first and the last is what was chosen.
-        connection.execute(
-            "UPDATE pending SET hold = ?1 "
-            "WHERE destination = ?2 AND key BETWEEN ?3 AND ?4 AND hold = 0",
-            (hold, ident, keys[0], keys[-1]),
-        )
+        # Everything ready between the first and the last of a run is what was chosen.
+        for run in runs:
+            connection.execute(
+                "UPDATE pending SET hold = ?1 "
+                "WHERE destination = ?2 AND key BETWEEN ?3 AND ?4 AND hold = 0",
+                (hold, ident, run[0], run[-1]),
+            )
         connection.execute(
             "UPDATE destination SET leased = leased + ?2 WHERE id = ?1", (ident, len(keys))
         )
         ((epoch,),) = connection.execute("SELECT epoch FROM meta")
-        row = connection.execute(
-            "SELECT json_group_array(key), json_group_array(length(data)), "
-            "CAST(group_concat(data, '') AS BLOB) "
-            "FROM pending CROSS JOIN record ON seq = key & ?5 "
-            "WHERE destination = ?2 AND key BETWEEN ?3 AND ?4 AND hold = ?1",
-            (hold, ident, keys[0], keys[-1], _SEQ_MASK),
-        ).fetchone()
-        entries = _decode(*row)
+        entries: dict[str, Record] = {}
+        for run in runs:
+            row = connection.execute(
+                "SELECT json_group_array(key), json_group_array(length(data)), "
+                "CAST(group_concat(data, '') AS BLOB) "
+                "FROM pending CROSS JOIN record ON seq = key & ?5 "
+                "WHERE destination = ?2 AND key BETWEEN ?3 AND ?4 AND hold = ?1",
+                (hold, ident, run[0], run[-1], _SEQ_MASK),
+            ).fetchone()
+            entries |= _decode(*row)
         if len(entries) != len(keys):
             raise sqlite3.DatabaseError("database disk image is malformed: records are missing")
         return Lease(f"{epoch}-{hold}", destination, entries)
@@ -565,21 +571,76 @@ def _decode(keys: str, lengths: str, data: bytes) -> dict[str, Record]:
 
 def _first_ready(
     connection: sqlite3.Connection, destination: int, max_records: int, max_bytes: int
-) -> list[int]:
-    """The keys to lease, in order."""
-    keys, sizes = connection.execute(
+) -> list[list[int]]:
+    """The keys to lease, in order, as runs in which everything that is ready was chosen."""
+    chosen, _, cut = _ready_between(connection, destination, (0, _END), max_records, max_bytes)
+    if not chosen or not cut or max_records < LEASE_SHARE:
+        return [chosen] if chosen else []
+    # Not all that is ready: what waits of a lower priority gets its share.
+    highest, last = (key >> _RANK_SHIFT for key in (chosen[0], chosen[-1]))
+    ranks = list(range(highest, last + 1))
+    while ranks[-1] < _TOP:
+        below = (_of_rank(ranks[-1] + 1)[0], _END)
+        found, _, _ = _ready_between(connection, destination, below, 1, max_bytes)
+        if not found:
+            break
+        ranks.append(found[0] >> _RANK_SHIFT)
+    if len(ranks) == 1:
+        return [chosen]
+    runs: list[list[int]] = []
+    taken = size = 0
+    for position, rank in enumerate(ranks, 1):
+        lower = len(ranks) - position
+        most = max_records - lower * (max_records // LEASE_SHARE)
+        most_bytes = max_bytes - lower * (max_bytes // LEASE_SHARE)
+        if taken >= most:
+            continue
+        run, used, _ = _ready_between(
+            connection,
+            destination,
+            _of_rank(rank),
+            most - taken,
+            most_bytes - size,
+            alone=not runs,
+        )
+        if run:
+            runs.append(run)
+            taken, size = taken + len(run), size + used
+    return runs
+
+
+def _ready_between(
+    connection: sqlite3.Connection,
+    destination: int,
+    keys: tuple[int, int],
+    max_records: int,
+    max_bytes: int,
+    *,
+    alone: bool = True,
+) -> tuple[list[int], int, bool]:
+    """
+    The first keys that are ready, their bytes, and whether there may be more.
+
+    With ``alone`` the first one is there however large it is.
+    """
+    found, sizes = connection.execute(
         "SELECT json_group_array(key), json_group_array(size) FROM (SELECT key, size FROM pending "
-        "WHERE destination = ? AND hold = 0 ORDER BY key LIMIT ?)",
-        (destination, max(max_records, 0)),
+        "WHERE destination = ? AND key BETWEEN ? AND ? AND hold = 0 ORDER BY key LIMIT ?)",
+        (destination, *keys, max(max_records, 0)),
     ).fetchone()
     chosen: list[int] = []
     total = 0
-    for key, size in sorted(zip(orjson.loads(keys), orjson.loads(sizes), strict=True)):
+    for key, size in sorted(zip(orjson.loads(found), orjson.loads(sizes), strict=True)):
+        if total + size > max_bytes and (chosen or not alone):
+            return chosen, total, True
         total += size
-        if total > max_bytes and chosen:
-            break
         chosen.append(key)
-    return chosen
+    return chosen, total, len(chosen) >= max_records
+
+
+def _of_rank(rank: int) -> tuple[int, int]:
+    """The keys of all records of a priority."""
+    return rank << _RANK_SHIFT, (rank << _RANK_SHIFT) | _SEQ_MASK
 
 
 # --- holds ----------------------------------------------------------------------------------------

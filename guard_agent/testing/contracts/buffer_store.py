@@ -216,6 +216,56 @@ class BufferStoreBehaviour(Contract):
             assert numbers(await must_lease(store, max_records=1)) == [2]
             assert numbers(await must_lease(store, max_records=1)) == [1]
 
+    async def test_a_flood_of_one_priority_leaves_a_share_of_each_lease_to_those_below(
+        self,
+    ) -> None:
+        async with self.opened() as store:
+            flood = [make_record(n, priority=Priority.ATTACK) for n in range(1, 61)]
+            others = [
+                make_record(60 + n, priority=priority)
+                for n, priority in enumerate(
+                    [Priority.CHANGE, Priority.DIAGNOSTIC, Priority.METRIC] * 4, 1
+                )
+            ]
+            await store.append([*flood, *others], evict=True)
+
+            first = numbers(await must_lease(store, max_records=16))
+            second = numbers(await must_lease(store, max_records=16))
+            rest = [
+                number
+                for _ in range(10)
+                if (lease := await lease_all(store)) is not None
+                for number in numbers(lease)
+            ]
+
+            assert first == [*range(1, 11), 61, 64, 62, 65, 63, 66]
+            assert second == [*range(11, 21), 67, 70, 68, 71, 69, 72]
+            assert sorted([*first, *second, *rest]) == list(range(1, 73))
+
+    async def test_the_share_of_those_below_is_one_of_bytes_too(self) -> None:
+        async with self.opened() as store:
+            flood = [make_record(n, size=100, priority=Priority.ATTACK) for n in range(1, 41)]
+            below = [make_record(n, size=100, priority=Priority.METRIC) for n in range(41, 45)]
+            await store.append([*flood, *below], evict=True)
+
+            lease = await must_lease(store, max_bytes=1600)
+
+            assert numbers(lease) == [*range(1, 15), 41, 42]
+
+    async def test_without_anything_below_a_lease_is_full(self) -> None:
+        async with self.opened() as store:
+            records = [make_record(n, priority=Priority.ATTACK) for n in range(1, 21)]
+            await store.append(records, evict=True)
+
+            assert numbers(await must_lease(store, max_records=16)) == [*range(1, 17)]
+
+    async def test_a_small_lease_is_for_the_highest_priority_alone(self) -> None:
+        async with self.opened() as store:
+            flood = [make_record(n, priority=Priority.ATTACK) for n in range(1, 9)]
+            await store.append([*flood, make_record(9, priority=Priority.METRIC)], evict=True)
+
+            assert numbers(await must_lease(store, max_records=7)) == [*range(1, 8)]
+
     async def test_a_lease_holds_at_most_max_records(self) -> None:
         async with self.opened() as store:
             await store.append(make_records(5), evict=True)

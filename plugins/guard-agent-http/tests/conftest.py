@@ -189,7 +189,7 @@ def agent_config(tmp_path, monkeypatch):
 
     def make(**settings):
         defaults = {"api_key": KEY, "endpoint": "http://127.0.0.1:1", "project_id": "shop"}
-        return AgentConfig(**{**defaults, "backoff_factor": 0.01, **settings})
+        return AgentConfig(**{**defaults, "backoff_factor": 0.01, "rollup": False, **settings})
 
     yield make
     if client._process.agent is not None:

@@ -293,6 +293,7 @@ def memory(field):
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 agent = guard_agent(AgentConfig(
+    rollup=False,
     api_key="k" * 12, endpoint=sys.argv[1], rules=["polling"],
     timeout=2, retry_attempts=100, backoff_factor=0.001, buffer_size=1,
 ))

@@ -200,7 +200,7 @@ def test_what_fits_the_room_fits_the_limit(
     However the envelope looks, and as tightly as the room is filled.
     """
     config = AgentConfig(
-        api_key="k" * 12, guard_version=versions[0], guard_core_version=versions[1]
+        rollup=False, api_key="k" * 12, guard_version=versions[0], guard_core_version=versions[1]
     )
     envelope = (
         SealedEnvelope(Cipher("A" * 42 + "E"), key_id, config)

@@ -20,6 +20,7 @@ local LETTER = 18 -- bytes of the head of a dead letter, which begins with a row
 local JUNK = 'not an entry of this store, or of a newer version'
 local HORIZON = 30 * 24 * 3600 * 1000 -- ms; see `due`
 local ZERO = '0-0'
+local SHARE = 8 -- LEASE_SHARE of guard_agent
 local STEP = 1000 -- most arguments of one command: Lua's stack has room for about 8,000
 
 local call = redis.call
@@ -770,6 +771,8 @@ function operations.lease(destination, consumer, presence, lease, max_n, max_b, 
   local now = milliseconds()
   local mine = {lease = lease, till = now + math.min(tonumber(ttl), HORIZON)}
   local runs, taken, bytes, full = {}, 0, 0, false
+  -- What of it a priority may take, so that something is left for those below that wait.
+  local most_n, most_b = max_n, max_b
 
   -- Take what is ready of an entry; returns whether something is left in it for later.
   local function take(entry, state)
@@ -788,7 +791,7 @@ function operations.lease(destination, consumer, presence, lease, max_n, max_b, 
       local ready = slot and slot.lease == '' and slot.till <= now
       if ready and not full then
         local size = entry.sizes[position]
-        if taken >= max_n or (taken > 0 and bytes + size > max_b) then
+        if taken >= most_n or (taken > 0 and bytes + size > most_b) then
           full = true
         else
           taken, bytes, touched = taken + 1, bytes + size, true
@@ -811,9 +814,15 @@ function operations.lease(destination, consumer, presence, lease, max_n, max_b, 
   end
 
   local first = {}
-  for _, part in ipairs(found) do first[tonumber(string.sub(part[1], -1))] = part[2] end
+  local share_n, share_b, lower = math.floor(max_n / SHARE), math.floor(max_b / SHARE), 0
+  for _, part in ipairs(found) do
+    first[tonumber(string.sub(part[1], -1))] = part[2]
+    if share_n > 0 then lower = lower + 1 end
+  end
   for priority = 3, 0, -1 do
     local items, count, clear = first[priority] or {}, 1, true
+    if #items > 0 and lower > 0 then lower = lower - 1 end
+    most_n, most_b, full = max_n - lower * share_n, max_b - lower * share_b, false
     while #items > 0 and not full do
       local fields = {}
       for i, item in ipairs(items) do fields[i] = priority .. ':' .. item[1] end
@@ -836,7 +845,7 @@ function operations.lease(destination, consumer, presence, lease, max_n, max_b, 
       count = math.min(count * 2, 64)
       items = call('XRANGE', stream(priority), '(' .. items[#items][1], '+', 'COUNT', count)
     end
-    if full then break end
+    if full and (lower == 0 or taken >= max_n) then break end
   end
   flush(consumer)
   add('leased:' .. destination, taken)

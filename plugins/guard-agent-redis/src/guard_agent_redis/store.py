@@ -148,6 +148,10 @@ class RedisStore(BufferStore):
         """How often the store was found gone from the server, by `FLUSHALL` for example."""
         return self._resets
 
+    @property
+    def capacity(self) -> tuple[int, int]:
+        return self._max_records, self._max_bytes
+
     def describe(self) -> Mapping[str, object]:
         return {
             "durable": not self.hazards,

@@ -1,0 +1,663 @@
+"""
+The aggregator ``rollup``: repeats leave with a count, metrics as one value per interval.
+
+What leaves is an event or a metric like any other. One that stands for several says so in its
+``metadata``, a metric in its ``tags`` (as text):
+
+``guard.count``
+    How many it stands for. A record without it stands for itself, so the sum over all records is
+    what really happened.
+``guard.first``, ``guard.last``
+    When the agent took the first and the last of them, in UTC.
+``guard.rollup`` (events)
+    What they have in common: ``repeats`` all but the time, ``sample`` the event type, ``source``
+    the event type and the address.
+``guard.rate`` (samples)
+    The share of this type that leaves.
+``guard.sum``, ``guard.min``, ``guard.max`` (metrics)
+    Of the values.
+``guard.requests`` (error rates)
+    How many requests the rate refers to.
+``guard.histogram`` (response times)
+    JSON: ``scale`` 2, ``zero`` (values of zero or less), ``offset`` and ``counts``. Count ``i``
+    holds values above ``2 ** ((offset + i) / 4)`` and up to ``2 ** ((offset + i + 1) / 4)``
+    seconds, from about 1 us to 12 days. The limits are fixed, so histograms are merged by adding
+    counts; each is an exponential histogram of OpenTelemetry with this scale and offset.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from datetime import datetime, timezone
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import uuid4
+
+import orjson
+from pydantic import Field, field_validator
+
+from guard_agent import Aggregated, Aggregator, PluginSettings, Record, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from guard_agent import (
+        AggregateFunction,
+        EncodeFunction,
+        Fields,
+        Kind,
+        PluginContext,
+    )
+
+Meaning = Literal["total", "average", "rate", "off"]
+
+MEANINGS: dict[str, Meaning] = {
+    "request_count": "total",
+    "bandwidth_usage": "total",
+    "response_time": "average",
+    "threat_level": "average",
+    "block_rate": "average",
+    "cache_hit_rate": "average",
+    "error_rate": "rate",
+}
+"""What the value of a metric type is when it stands for several."""
+
+NOISE: dict[str, float] = {
+    "pattern_anomaly_statistical_anomaly": 0.01,
+    "pattern_anomaly_slow_execution": 0.01,
+    "security_headers_applied": 0.01,
+    "path_excluded": 0.01,
+}
+"""Event types of the Guard engine about its own work on any request: the share that leaves."""
+
+CAPS: dict[str, int] = {
+    "csp_violation": 20,
+    "decoding_error": 20,
+    "geo_lookup_failed": 20,
+    "https_enforced": 20,
+    "route_unresolved": 20,
+}
+"""Diagnostic event types that anybody can cause: how many leave of one address in an interval."""
+
+PER_REQUEST = (
+    "correlation_id",
+    "execution_time",
+    "execution_time_ms",
+    "guard.behavior.recent_event_count",
+    "request_count",
+    "request_id",
+    "span_id",
+    "trace_id",
+    "traceparent",
+    "tracestate",
+)
+"""Names in the metadata that differ in each event and say nothing of what happened."""
+
+OTHER = "other"
+SCALE = 2
+_PER_OCTAVE = 2**SCALE
+_LOWEST, _HIGHEST = -20 * _PER_OCTAVE, 20 * _PER_OCTAVE - 1
+_MAX_SUM = 1.7e308
+_SLICE = 200
+
+# How often it happened stands in the reason.
+_COUNTING = frozenset({"rate_limited"})
+_IDENTITY = (
+    "event_type",
+    "ip_address",
+    "country",
+    "user_agent",
+    "action_taken",
+    "endpoint",
+    "method",
+    "status_code",
+    "decorator_type",
+    "rule_type",
+    "pattern_matched",
+    "handler_name",
+    "reason",
+)
+_identity = itemgetter(*_IDENTITY)
+_FIELDS = len(_IDENTITY) + 4  # and timestamp, idempotency_key, response_time, metadata
+_VOLATILE = frozenset({"timestamp", "idempotency_key", "response_time"})
+_OF_A_REQUEST = (
+    "user_agent",
+    "endpoint",
+    "method",
+    "status_code",
+    "response_time",
+    "pattern_matched",
+)
+
+
+class RollupSettings(PluginSettings):
+    interval: float = Field(default=10.0, ge=0.05, le=3600)
+    """Seconds after which a count or an aggregate leaves."""
+    metrics: dict[str, Meaning] = Field(default_factory=dict)
+    """By metric type, over those of this module; ``off`` for one value a record."""
+    repeats: bool = True
+    """Whether identical events leave as the first of them and a count."""
+    off: list[str] = Field(default_factory=list)
+    """Event types that leave as they are, each for itself."""
+    sample: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
+    """By event type, over those of this module: the share that leaves; 1 for all."""
+    per_source: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """
+    By event type, over those of this module, or ``*`` for all others: how many leave of one address
+    in an interval before the rest becomes a count; 0 for all.
+    """
+    ignore: list[str] = Field(default_factory=list)
+    """Further names in the metadata in which identical events may differ."""
+    routes: list[str] = Field(default_factory=list)
+    """Templates such as ``/products/{id}``: what fits one is counted under it."""
+    max_endpoints: int = Field(default=500, ge=1)
+    """Endpoints with metrics of their own in an interval; further ones are ``other``."""
+    max_groups: int = Field(default=10_000, ge=1)
+    """Of events, and of metrics, that are counted at a time; further ones leave as they are."""
+
+    @field_validator("routes")
+    @classmethod
+    def _check_routes(cls, value: list[str]) -> list[str]:
+        for route in value:
+            if not route.startswith("/"):
+                msg = f"{route!r} is no template of a path, such as /products/{{id}}"
+                raise ValueError(msg)
+        return value
+
+
+class _Group:
+    """Events with something in common: one of them, and how many it stands for."""
+
+    __slots__ = ("count", "first", "held", "last", "mode", "most", "passed")
+
+    def __init__(self, mode: str, most: float = math.inf) -> None:
+        self.mode = mode
+        self.most = most
+        """How many one record may stand for."""
+        self.held: Record | None = None
+        self.count = 0
+        self.first = self.last = 0.0
+        self.passed = 0
+        """Events of a source that left by themselves in this interval."""
+
+
+class _Series:
+    """Values of one metric with one set of tags, in one interval."""
+
+    __slots__ = (
+        "buckets",
+        "count",
+        "first",
+        "held",
+        "last",
+        "least",
+        "meaning",
+        "most",
+        "requests",
+        "total",
+        "zero",
+    )
+
+    def __init__(self, held: Record, meaning: Meaning, requests: list[float], now: float) -> None:
+        self.held = held
+        self.meaning = meaning
+        self.requests = requests
+        self.count = 0
+        self.total: float = 0
+        self.least = math.inf
+        self.most = -math.inf
+        self.zero = 0
+        self.buckets: dict[int, int] | None = None
+        self.first = self.last = now
+
+
+class Rollup(Aggregator):
+    """
+    Counts in dictionaries behind one lock, which is held for a few steps.
+
+    The key of a group is the hash of what its events have in common: text that was not redacted
+    must not be kept. Python makes it with a key that is new in each process (64 bits of SipHash).
+    """
+
+    name = "rollup"
+    Settings = RollupSettings
+    settings: RollupSettings
+
+    def __init__(self, settings: RollupSettings, context: PluginContext) -> None:
+        super().__init__(settings, context)
+        self._off = frozenset(settings.off)
+        self._meanings = {
+            name: meaning
+            for name, meaning in {**MEANINGS, **settings.metrics}.items()
+            if meaning != "off"
+        }
+        self._every = {
+            name: round(1 / rate)
+            for name, rate in {**NOISE, **settings.sample}.items()
+            if round(1 / rate) > 1 and name not in self._off
+        }
+        caps = {**CAPS, **settings.per_source}
+        self._cap_of_others = caps.pop("*", 0)
+        self._caps = {name: 0 if name in self._off else cap for name, cap in caps.items()}
+        self._ignored = frozenset({*PER_REQUEST, *settings.ignore})
+        self._routes = _compile(settings.routes)
+        # Reentrant: a finalizer or a signal handler may ask for the books in the middle of it.
+        self._lock = threading.RLock()
+        self._closed = False
+        # When the only event of a group so far was taken, or how many there are.
+        self._groups: dict[object, float | _Group] = {}
+        # Keys of groups that hold a record; it may have left meanwhile.
+        self._opened: dict[object, None] = {}
+        self._series: dict[int, _Series] = {}
+        self._requests: dict[int, list[float]] = {}
+        self._endpoints: set[int] = set()
+        self._events = self._metrics = self._open = 0
+        self._others = self._full = 0
+
+    @property
+    def interval(self) -> float:
+        return self.settings.interval
+
+    def bind(self, kind: Kind, encode: EncodeFunction) -> AggregateFunction | None:
+        if kind == "metric":
+            return self._bind_metrics(encode) if self._meanings else None
+        return self._bind_events(encode)
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def _bind_events(self, encode: EncodeFunction) -> AggregateFunction:
+        groups, off, sampled, caps = self._groups, self._off, self._every, self._caps
+        repeats, identify, others = self.settings.repeats, self._identify, self._cap_of_others
+        most, clock = self.settings.max_groups, time.time
+
+        def take(fields: Fields) -> Any:
+            event_type: Any = fields.get("event_type")
+            if event_type in off:
+                return encode(fields)
+            if event_type in sampled:
+                return self._join(event_type, "sample", fields, encode)
+            key = identify(fields) if repeats else None
+            if key in groups:
+                return self._join(key, "repeats", fields, encode)
+            if caps.get(event_type, others):
+                record = self._cap(event_type, fields, encode)
+            else:
+                record = encode(fields)
+            if key is None or type(record) is not Record:
+                return record
+            # Without the lock: one step of the interpreter.
+            if len(groups) < most:
+                groups[key] = clock()
+            else:
+                self._full += 1
+            return record
+
+        return take
+
+    def _identify(self, fields: Fields) -> int | None:
+        """What identical events have in common, or None when that cannot be told."""
+        metadata: Any = fields.get("metadata")
+        ignored = self._ignored
+        if metadata and not ignored.isdisjoint(metadata):
+            metadata = {name: value for name, value in metadata.items() if name not in ignored}
+        try:
+            same = _identity(fields)
+            if same[0] in _COUNTING:
+                same = same[:-1]
+            if len(fields) == _FIELDS:
+                return hash(orjson.dumps((same, metadata)))
+            more = {name: fields[name] for name in sorted(fields.keys() - _KNOWN)}
+            return hash(orjson.dumps((same, metadata, more)))
+        except (KeyError, TypeError, ValueError):
+            return None  # not an event of ours, or of text that JSON cannot carry
+
+    def _join(self, key: object, mode: str, fields: Fields, encode: EncodeFunction) -> Any:
+        """Count an event for its group; the first of a group leaves as it is."""
+        with self._lock:
+            group = self._groups.get(key)
+            if type(group) is _Group and group.held is not None:
+                return self._count(group)
+        record = encode(fields)
+        if type(record) is not Record:
+            return record
+        with self._lock:
+            if key in self._groups:
+                return self._hold(key, mode, record)
+            if len(self._groups) < self.settings.max_groups:
+                self._groups[key] = time.time()
+            else:
+                self._full += 1
+            return record
+
+    def _hold(self, key: object, mode: str, record: Record) -> Record | None:
+        """Let ``record`` stand for those of its group from now on. Under the lock."""
+        if self._closed:
+            return record
+        group = self._groups[key]
+        if type(group) is not _Group:
+            most = self._every[key] if mode == "sample" else math.inf  # type: ignore[index]
+            group = self._groups[key] = _Group(mode, most)
+        if group.held is not None:
+            return self._count(group)
+        group.held = record
+        group.count = 1
+        group.first = group.last = record.accepted_at
+        self._opened[key] = None
+        self._events += 1
+        self._open += 1
+        return None
+
+    def _count(self, group: _Group) -> Record | None:
+        """Count one more for a group that holds a record. Under the lock."""
+        group.count += 1
+        group.last = time.time()
+        if group.count >= group.most:
+            self._open -= 1
+            return self._close_group(group)
+        self._events += 1
+        return None
+
+    def _cap(self, event_type: str, fields: Fields, encode: EncodeFunction) -> Any:
+        """An event that is the first of its kind: pass it, unless its address floods."""
+        address = fields.get("ip_address")
+        if not address:
+            return encode(fields)
+        key = (event_type, hash(address))
+        with self._lock:
+            group = self._groups.get(key)
+            if group is None and len(self._groups) < self.settings.max_groups:
+                group = self._groups[key] = _Group("source")
+            if type(group) is not _Group:
+                return encode(fields)
+            if group.held is not None:
+                return self._count(group)
+            group.passed += 1
+            group.last = time.time()
+            passes = group.passed <= self._caps.get(event_type, self._cap_of_others)
+        record = encode(fields)
+        if passes or type(record) is not Record:
+            return record
+        with self._lock:
+            self._groups.setdefault(key, group)
+            return self._hold(key, "source", record)
+
+    # --- metrics ----------------------------------------------------------------------------------
+
+    def _bind_metrics(self, encode: EncodeFunction) -> AggregateFunction:
+        series, lock, meanings = self._series, self._lock, self._meanings
+
+        def take(fields: Fields) -> Any:
+            meaning = meanings.get(fields.get("metric_type"))  # type: ignore[arg-type]
+            tags = fields.get("tags")
+            if meaning is None or type(tags) is not dict:
+                return encode(fields)
+            endpoint = fields.get("endpoint") or tags.get("endpoint")
+            if endpoint:
+                self._place(fields, tags, endpoint)
+            metric_type, value = fields["metric_type"], fields["value"]
+            try:
+                key = hash(orjson.dumps((metric_type, fields.get("endpoint"), tags)))
+            except (TypeError, ValueError):
+                return encode(fields)
+            with lock:
+                known = series.get(key)
+                if known is not None:
+                    return self._add(known, metric_type, value)
+                room = not self._closed and len(series) < self.settings.max_groups
+            record = encode(fields)
+            if not room or type(record) is not Record:
+                return record
+            requests = self._requests_of(fields, tags)
+            with lock:
+                if self._closed:
+                    return record
+                known = series.get(key)
+                if known is None:
+                    known = _Series(record, meaning, requests, time.time())
+                    series[key] = known
+                    self._open += 1
+                return self._add(known, metric_type, value)
+
+        return take
+
+    def _place(self, fields: Fields, tags: dict[str, Any], endpoint: str) -> None:
+        """Put a metric under a template or ``other``, if its endpoint is not to have its own."""
+        place = endpoint
+        if self._routes is not None and (found := self._routes.fullmatch(endpoint)) is not None:
+            place = self.settings.routes[int(str(found.lastgroup)[1:])]
+        number = hash(place)
+        endpoints = self._endpoints
+        if number not in endpoints:
+            if len(endpoints) < self.settings.max_endpoints:
+                endpoints.add(number)
+            else:
+                place = OTHER
+                self._others += 1
+        if place is not endpoint:
+            if "endpoint" in tags:
+                tags["endpoint"] = place
+            if fields.get("endpoint"):
+                fields["endpoint"] = place
+
+    def _requests_of(self, fields: Fields, tags: Mapping[str, Any]) -> list[float]:
+        """Where the requests to an endpoint are summed up, for the rate of its errors."""
+        endpoint = fields.get("endpoint") or tags.get("endpoint")
+        key = hash((endpoint, tags.get("method")))
+        with self._lock:
+            return self._requests.setdefault(key, [0])
+
+    def _add(self, series: _Series, metric_type: str, value: float) -> None:
+        """Under the lock."""
+        self._metrics += 1
+        series.count += 1
+        series.total += value
+        series.last = time.time()
+        series.least = min(series.least, value)
+        series.most = max(series.most, value)
+        if metric_type == "request_count":
+            series.requests[0] += value
+        elif metric_type == "response_time":
+            if value <= 0:
+                series.zero += 1
+                return
+            place = max(_LOWEST, min(math.ceil(math.log2(value) * _PER_OCTAVE) - 1, _HIGHEST))
+            buckets = series.buckets
+            if buckets is None:
+                buckets = series.buckets = {}
+            buckets[place] = buckets.get(place, 0) + 1
+
+    # --- what leaves ------------------------------------------------------------------------------
+
+    def collect(self) -> Iterator[Record]:
+        self._forget_idle()
+        return self._collect()
+
+    def _collect(self) -> Iterator[Record]:
+        # Here and not before: what is never iterated must not take anything out.
+        with self._lock:
+            unfinished, self._opened = list(self._opened)[::-1], {}
+            # Series that end now hold on to theirs.
+            self._requests = {}
+            self._endpoints.clear()
+            numbers = list(self._series)
+        try:
+            for number in numbers:
+                with self._lock:
+                    series = self._series.pop(number, None)
+                    self._open -= series is not None
+                if series is not None:
+                    yield _sum_up(series)
+            while unfinished:
+                with self._lock:
+                    group = self._groups.get(unfinished.pop())
+                    if type(group) is not _Group or group.held is None:
+                        continue
+                    self._open -= 1
+                    record = self._close_group(group)
+                yield record
+        finally:
+            with self._lock:
+                self._opened.update(dict.fromkeys(unfinished))
+
+    def _forget_idle(self) -> None:
+        """End the groups that saw nothing for an interval: the next event is a first one again."""
+        now = time.time()
+        keys = list(self._groups)
+        for start in range(0, len(keys), _SLICE):
+            with self._lock:
+                for key in keys[start : start + _SLICE]:
+                    group = self._groups.get(key, now)
+                    if not isinstance(group, _Group):
+                        last = group
+                    elif group.held is None:
+                        group.passed, last = 0, group.last
+                    else:
+                        continue
+                    if not 0 <= now - last < self.settings.interval:
+                        self._groups.pop(key, None)
+
+    def _close_group(self, group: _Group) -> Record:
+        """The record that stands for what was counted, which begins anew. Under the lock."""
+        record, count, first, last = group.held, group.count, group.first, group.last
+        assert record is not None  # noqa: S101 - the callers have looked
+        group.held = None
+        group.count = group.passed = 0
+        if count == 1:
+            return record
+        notes: dict[str, Any] = {
+            "guard.rollup": group.mode,
+            "guard.count": count,
+            "guard.first": _moment(first),
+            "guard.last": _moment(last),
+        }
+        event = orjson.loads(record.payload)
+        if group.mode == "sample":
+            notes["guard.rate"] = round(1 / self._every[event["event_type"]], 6)
+        if group.mode == "source":
+            event.update(dict.fromkeys(_OF_A_REQUEST))
+            event["reason"] = f"{count} further events of this type from this address"
+            event["metadata"] = notes
+        else:
+            metadata = event.get("metadata")
+            event["metadata"] = {**metadata, **notes} if type(metadata) is dict else notes
+        # A new one, because an application may send the same event object again and again.
+        event["idempotency_key"] = key = str(uuid4())
+        return record._replace(id=key, payload=_dumps(event))
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+
+    @property
+    def books(self) -> Aggregated:
+        with self._lock:
+            return Aggregated(self._events, self._metrics, self._open)
+
+    def describe(self) -> Mapping[str, object]:
+        return {
+            "groups": len(self._groups),
+            "other_endpoints": self._others,
+            "without_room": self._full,
+        }
+
+    def explain(self) -> Sequence[str]:
+        """What is on, in sentences."""
+        seconds = f"{self.settings.interval:g} s"
+        sentences = []
+        if self._meanings:
+            sentences.append(
+                f"Metrics leave once in {seconds} for each endpoint, method and status "
+                f"({', '.join(self._meanings)})."
+            )
+        if self.settings.repeats:
+            sentences.append(
+                "Identical events leave as the first at once and the number of the others once in "
+                f"{seconds}."
+            )
+        if self._every:
+            shares = ", ".join(f"{name} 1 in {every}" for name, every in self._every.items())
+            sentences.append(f"Sampled, with true counts: {shares}.")
+        caps = [f"{name} {cap}" for name, cap in self._caps.items() if cap]
+        if self._cap_of_others:
+            caps.append(f"all others {self._cap_of_others}")
+        if caps:
+            sentences.append(f"Most of one address in {seconds}, then a count: {', '.join(caps)}.")
+        if self._off:
+            sentences.append(f"Each for itself: {', '.join(sorted(self._off))}.")
+        sentences.append("rollup = false turns this off.")
+        return sentences
+
+
+_KNOWN = frozenset({*_IDENTITY, *_VOLATILE, "metadata"})
+
+
+def _sum_up(series: _Series) -> Record:
+    """The metric that stands for all values of a series."""
+    if series.count == 1:
+        return series.held
+    metric = orjson.loads(series.held.payload)
+    total = max(-_MAX_SUM, min(float(series.total), _MAX_SUM))
+    tags = {
+        "guard.count": str(series.count),
+        "guard.sum": _number(total),
+        "guard.min": _number(series.least),
+        "guard.max": _number(series.most),
+        "guard.first": _moment(series.first),
+        "guard.last": _moment(series.last),
+    }
+    value = total if series.meaning == "total" else total / series.count
+    requests = series.requests[0]
+    if series.meaning == "rate" and requests >= total > 0:
+        value = total / requests
+        tags["guard.requests"] = _number(requests)
+    if series.buckets or series.zero:
+        tags["guard.histogram"] = _histogram(series.buckets or {}, series.zero)
+    metric["value"] = value
+    metric["tags"] = {**(metric.get("tags") or {}), **tags}
+    return series.held._replace(payload=_dumps(metric))
+
+
+def _histogram(buckets: Mapping[int, int], zero: int) -> str:
+    low, high = (min(buckets), max(buckets)) if buckets else (0, -1)
+    counts = [buckets.get(place, 0) for place in range(low, high + 1)]
+    return orjson.dumps({"scale": SCALE, "zero": zero, "offset": low, "counts": counts}).decode()
+
+
+def _number(value: float) -> str:
+    return f"{value:.12g}"
+
+
+def _moment(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _dumps(fields: dict[str, Any]) -> bytes:
+    # A copy: the encoder's own bytes hold on to its work buffer.
+    return b"%b" % orjson.dumps(fields)
+
+
+def _compile(routes: Sequence[str]) -> re.Pattern[str] | None:
+    """One pattern for all templates; the name of the group that matched has its number."""
+    if not routes:
+        return None
+    # As they are written: routers take the first that fits.
+    parts = []
+    for number, route in enumerate(routes):
+        pieces = re.split(r"(\{[^{}/]*\})", route)
+        pattern = "".join(
+            (".+" if piece.endswith(":path}") else "[^/]+")
+            if piece[:1] == "{"
+            else re.escape(piece)
+            for piece in pieces
+        )
+        parts.append(f"(?P<r{number}>{pattern})")
+    return re.compile("|".join(parts))
+
+
+@hookimpl
+def guard_agent_aggregators() -> list[type[Aggregator]]:
+    return [Rollup]
