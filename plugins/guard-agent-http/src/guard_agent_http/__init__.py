@@ -10,11 +10,13 @@ from __future__ import annotations
 from guard_agent import hookimpl
 from guard_agent_http.answers import Answer, parse_retry_after, status_verdict
 from guard_agent_http.client import CollectorClient, CollectorSettings
+from guard_agent_http.encryption import Cipher
 from guard_agent_http.resolver import ThreadResolver
 from guard_agent_http.transport import HttpSettings, HttpTransport
 
 __all__ = [
     "Answer",
+    "Cipher",
     "CollectorClient",
     "CollectorSettings",
     "HttpSettings",

@@ -50,6 +50,21 @@ class Cipher:
         nonce = self._random(NONCE_BYTES)
         return urlsafe_b64encode(nonce + self._aead.encrypt(nonce, plain, None))
 
+    def unseal(self, sealed: str) -> bytes:
+        """
+        Undo `seal`.
+
+        Raises:
+            ValueError: it is no base64, or was sealed with another key, or changed.
+        """
+        raw = urlsafe_b64decode(sealed)
+        try:
+            return self._aead.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], None)
+        except Exception as error:
+            # InvalidTag, and what the library makes of a nonce that is cut off.
+            msg = "not sealed with this key"
+            raise ValueError(msg) from error
+
 
 def sealed_size(plain: int) -> int:
     """How many bytes ``plain`` bytes become."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from guard_agent import (
     TooLarge,
     Transport,
 )
+from guard_agent_http import signing
 from guard_agent_http.answers import Answer, delivery_verdict
 from guard_agent_http.client import DEFAULT_ANSWER_BYTES, CollectorClient, CollectorSettings
 from guard_agent_http.encryption import Cipher
@@ -154,8 +154,7 @@ class HttpTransport(Transport):
         headers = {}
         if self._secret is not None:
             # Over the uncompressed body: the collector decompresses before it verifies.
-            digest = hmac.new(self._secret, body, "sha256").hexdigest()
-            headers["X-Payload-Signature"] = f"v1={digest}"
+            headers[signing.HEADER] = signing.sign(self._secret, body)
         if packed is not None:
             headers["Content-Encoding"] = "gzip"
         return await self._client.request(
