@@ -265,6 +265,11 @@ class Transport(Resource, ABC):
         """Most payload bytes that fit one request, or None when the transport does not care."""
         return None
 
+    @property
+    def status_interval(self) -> float | None:
+        """Seconds between status reports that the collector asks for, or None when it does not."""
+        return None
+
     @abstractmethod
     async def send(self, batch: Batch) -> SendResult:
         """

@@ -43,6 +43,8 @@ _READ_SECONDS = 30.0
 _MAX_AT_ONCE = 64
 _MAX_STREAMS = 32
 _HEARTBEAT = 10.0
+_STATUS_INTERVAL = "5"
+"""Seconds after which agents shall report again: somebody may be looking."""
 _PACE = 0.15
 """Seconds between two messages to one page, so that a flood is shown in few of them."""
 _REPLAY = 500
@@ -355,10 +357,12 @@ class CollectorServer:
                 answer = _said(error.status, error.detail, **more)
                 if retry is not None:
                     answer.headers["Retry-After"] = str(retry)
-                if error.status == 413:
+                if error.status in (408, 413):
                     answer.force_close()  # the rest of the body was not read
-                return answer
+                new = 0
         self._count(new)
+        if not answer.prepared:
+            answer.headers["X-Status-Interval"] = _STATUS_INTERVAL
         return answer
 
     def _check_head(self, request: web.Request) -> None:
@@ -417,14 +421,14 @@ class CollectorServer:
 
         fault = self._breaker.take(len(unpacked.records)) if request is not None else None
         if fault is not None:
-            facts["fault"] = fault
+            facts |= {"fault": fault, "records": len(unpacked.records)}
         if fault in ("500", "429", "413"):
             self._break(fault, len(made.body), len(unpacked.records))
         if request is not None and fault in ("hang", "drop"):
             await self._writing(
                 self._store.add_request,
                 None,
-                {**facts, "status": None, "ms": _ms(began), "records": len(unpacked.records)},
+                {**facts, "status": None, "ms": _ms(began)},
             )
             self._feed.tell()
             if fault == "hang":

@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS records (
     kind TEXT NOT NULL, class TEXT NOT NULL, type TEXT NOT NULL,
     ip TEXT NOT NULL, endpoint TEXT NOT NULL, method TEXT NOT NULL, status INTEGER,
     action TEXT NOT NULL, reason TEXT NOT NULL, moment TEXT NOT NULL,
-    count INTEGER NOT NULL, blocked INTEGER NOT NULL, value REAL,
+    count INTEGER NOT NULL, outcome TEXT NOT NULL, value REAL,
     received REAL NOT NULL, agent TEXT NOT NULL, project TEXT NOT NULL,
     payload BLOB NOT NULL
 );
@@ -74,7 +74,7 @@ CREATE TABLE IF NOT EXISTS rule_steps (
 
 _SUMMARY = (
     "id, kind, class, type, ip, endpoint, method, status, action, reason, moment, count, "
-    "blocked, value, received, agent, project"
+    "outcome, value, received, agent, project"
 )
 _SUMMARY_NAMES = _SUMMARY.split(", ")
 
@@ -193,7 +193,7 @@ class Storage:
                     brief.reason,
                     brief.moment,
                     brief.count,
-                    brief.blocked,
+                    brief.outcome,
                     brief.value,
                     now,
                     sender.agent,
@@ -205,7 +205,7 @@ class Storage:
             before = db.total_changes
             db.executemany(
                 "INSERT OR IGNORE INTO records (key, kind, class, type, ip, endpoint, method, "
-                "status, action, reason, moment, count, blocked, value, received, agent, project, "
+                "status, action, reason, moment, count, outcome, value, received, agent, project, "
                 "payload) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 rows,
             )
@@ -431,16 +431,16 @@ class Storage:
         since = (this - minutes) * 60.0
         by_minute: dict[int, dict[str, int]] = {this - ago: {} for ago in range(minutes, -1, -1)}
         blocked = passed = 0
-        for minute, name, stopped, count in self._reading(
-            "SELECT CAST(received / 60 AS INTEGER), class, blocked, SUM(count) FROM records "
+        for minute, name, outcome, count in self._reading(
+            "SELECT CAST(received / 60 AS INTEGER), class, outcome, SUM(count) FROM records "
             "WHERE received >= ? AND class != 'metric' GROUP BY 1, 2, 3",
             since,
         ):
             counts = by_minute.setdefault(minute, {})
             counts[name] = counts.get(name, 0) + count
-            if stopped:
+            if name == "attack" and outcome == "blocked":
                 blocked += count
-            elif name == "attack":
+            elif name == "attack" and outcome == "passed":
                 passed += count
         ((requests,),) = self._reading(
             "SELECT COALESCE(SUM(value), 0) FROM records WHERE received >= ? AND "
@@ -468,7 +468,8 @@ class Storage:
 
     def _top(self, column: str, since: float) -> list[dict[str, Any]]:
         rows = self._reading(
-            f"SELECT {column}, SUM(count) AS total, SUM(count * blocked) FROM records "  # noqa: S608 - constants
+            f"SELECT {column}, SUM(count) AS total, "  # noqa: S608 - constants
+            "SUM(count * (outcome = 'blocked')) FROM records "
             f"WHERE received >= ? AND class IN ('attack', 'change') AND {column} NOT IN "
             "('', 'system', 'unknown') GROUP BY 1 ORDER BY total DESC LIMIT 8",
             since,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from guard_agent_collector.ingest import Incoming
 
+Outcome: TypeAlias = Literal["blocked", "passed", ""]
 RecordClass: TypeAlias = Literal["attack", "change", "diagnostic", "metric", "log"]
 
 _LONGEST = 200
@@ -31,6 +32,7 @@ _BLOCKED = frozenset(
         *("denied", "rejected", "rate_limited"),
     }
 )
+_PASSED = frozenset({"logged_only", "logged", "allowed", "passed", "monitored"})
 _COUNTS = ("count", "repeat_count", "repeats", "occurrences")
 _MAX_COUNT = 10**9
 
@@ -51,7 +53,8 @@ class Summary:
     """The record's own timestamp, as it came."""
     count: int
     """How many it stands for: a summary of repeats stands for several."""
-    blocked: bool
+    outcome: Outcome
+    """What became of the request; empty where the event does not say."""
     value: float | None
     """Of a metric."""
 
@@ -75,11 +78,17 @@ def summarise(record: Incoming) -> Summary:
         reason=_text(fields.get("reason")),
         moment=_text(fields.get("timestamp")),
         count=_count(fields),
-        blocked=action.lower() in _BLOCKED,
+        outcome=_outcome(action.lower()),
         value=float(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool)
         else None,
     )
+
+
+def _outcome(action: str) -> Outcome:
+    if action in _BLOCKED:
+        return "blocked"
+    return "passed" if action in _PASSED else ""
 
 
 def _class(record: Incoming, kind: str) -> RecordClass:

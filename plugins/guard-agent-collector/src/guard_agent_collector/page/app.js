@@ -153,21 +153,22 @@ function niceTop(value) {
 }
 
 function drawChart(minutes) {
-  const width = 1000, height = 170, left = 44, bottom = 20, head = 8;
+  const box = $("now-chart");
+  const width = Math.max(240, box.clientWidth), height = 170, left = 40, bottom = 20, head = 8;
   const total = (minute) => CLASSES.reduce((sum, name) => sum + (minute.counts[name] || 0), 0);
   const top = niceTop(Math.max(4, ...minutes.map(total)));
-  const picture = drawing("svg", {viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true"});
-  const labels = [];
+  const picture = drawing("svg", {viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true"});
   const y = (value) => head + (height - head - bottom) * (1 - value / top);
   for (let step = 0; step <= 4; step += 1) {
-    const value = top * step / 4;
-    picture.append(drawing("line", {x1: left, x2: width, y1: y(value), y2: y(value), "vector-effect": "non-scaling-stroke"}));
-    if (step % 2 === 0) labels.push([0, y(value) + 4, count(value)]);
+    const at = y(top * step / 4);
+    picture.append(drawing("line", {x1: left, x2: width, y1: at, y2: at}));
+    if (step % 2 === 0) picture.append(drawing("text", {x: left - 8, y: at + 4, "text-anchor": "end"}, count(top * step / 4)));
   }
   const slot = (width - left) / minutes.length;
-  const every = Math.ceil(minutes.length / 6);
+  const every = Math.ceil(minutes.length / Math.max(2, Math.floor(width / 90)));
   minutes.forEach((minute, index) => {
     let base = 0;
+    const time = clock(minute.at, false).slice(0, 5);
     for (const name of CLASSES) {
       const value = minute.counts[name] || 0;
       if (!value) continue;
@@ -175,19 +176,19 @@ function drawChart(minutes) {
         x: left + index * slot + slot * 0.12, width: slot * 0.76, y: y(base + value),
         height: Math.max(1, y(base) - y(base + value)), "data-class": name,
       });
-      bar.append(drawing("title", {}, `${clock(minute.at, false).slice(0, 5)}  ${name}: ${count(value)}`));
+      bar.append(drawing("title", {}, `${time}  ${name}: ${count(value)}`));
       picture.append(bar);
       base += value;
     }
-    if (index % every === 0) labels.push([(left + (index + 0.1) * slot) / width * 100, height - 5, clock(minute.at, false).slice(0, 5)]);
+    if ((minutes.length - 1 - index) % every === 0 && index > 0) {
+      picture.append(drawing("text", {x: left + (index + 0.88) * slot, y: height - 5, "text-anchor": "end"}, time));
+    }
   });
-  // Texts are not stretched with the bars: they stand in a second drawing over the first.
-  const words = drawing("svg", {"aria-hidden": "true"});
-  for (const [x, at, text] of labels) words.append(drawing("text", {x: `${x}%`, y: at}, text));
   const sum = minutes.reduce((all, minute) => all + total(minute), 0);
-  $("now-chart").setAttribute("aria-label", `${count(sum)} events in ${minutes.length - 1} minutes, at most ${count(Math.max(...minutes.map(total)))} in one`);
-  $("now-chart").replaceChildren(picture, words);
+  box.setAttribute("aria-label", `${count(sum)} events in ${minutes.length - 1} minutes, at most ${count(Math.max(...minutes.map(total)))} in one`);
+  box.replaceChildren(picture);
 }
+addEventListener("resize", () => { due.last = 0; refresh(); });
 
 function drawTop(list, items) {
   const most = Math.max(1, ...items.map((item) => item.count));
@@ -319,7 +320,7 @@ function fillRow(row, group) {
   setText(cells[2], record.ip);
   setText(cells[3], `${record.method} ${record.endpoint}`.trim() + (record.status ? ` → ${record.status}` : ""));
   setText(cells[4], record.action);
-  cells[4].className = record.blocked ? "blocked" : "";
+  cells[4].className = record.outcome;
   setText(cells[5], record.class === "metric" ? String(record.value ?? "") : record.reason);
   for (const cell of [cells[3], cells[5]]) cell.title = cell.textContent;
   row.setAttribute("aria-selected", String(live.open === record.id));
@@ -462,7 +463,7 @@ function agentCard(members, now) {
     make("div", {class: "bar"}, make("h2", {}, whole.project || "no project"),
       make("code", {class: "quiet"}, whole.agent), make("span", {class: "grow"}), make("span", {class: "quiet"}, facts.join(" · "))));
   if (!reports.length) {
-    card.append(make("p", {class: "note"}, "No status report yet: they come every status_interval, which is 5 minutes unless it is set."));
+    card.append(make("p", {class: "note"}, "No status report yet. Agents of this version report every few seconds while this collector asks for it; others at their status_interval."));
     return card;
   }
   const rows = reports.flatMap((member) => reportRows(member, now));
@@ -510,6 +511,7 @@ const FAULTS = [
   ["lose_ack", "lose acknowledgement", "store the records, then hang up instead of answering: the agent must send them again"],
 ];
 const wire = {requests: []};
+$("wire-reports").addEventListener("change", () => $("wire-table").classList.toggle("all", $("wire-reports").checked));
 
 for (const [kind, label, hint] of FAULTS) {
   $("wire-faults").append(make("button", {"data-fault": kind, title: hint, "aria-pressed": "false"}, label));
@@ -537,7 +539,7 @@ function drawFault(fault) {
 
 function takeRequests(requests) {
   wire.requests.push(...requests);
-  wire.requests = wire.requests.slice(-200);
+  wire.requests = wire.requests.slice(-500);
   $("wire-empty").hidden = wire.requests.length > 0;
   const refused = wire.requests.filter((request) => request.status >= 400);
   $("now-refused").hidden = !refused.length;
@@ -545,7 +547,7 @@ function takeRequests(requests) {
   const body = $("wire-rows");
   const newest = wire.requests.slice(-requests.length).map(requestRow).reverse();
   body.prepend(...newest);
-  while (body.children.length > 200) body.lastChild.remove();
+  while (body.children.length > 500) body.lastChild.remove();
 }
 
 const SIGNATURES = {none: "–", valid: "valid", wrong: "wrong", missing: "missing", unchecked: "not checked"};
@@ -564,7 +566,7 @@ function requestRow(request) {
     bytes(request.size), bytes(request.wire) + ratio, request.ms === undefined ? "" : request.ms.toFixed(1),
     SIGNATURES[request.signature] ?? "–", remarks.join(", "),
   ];
-  const row = make("tr", {"data-state": look}, ...cells.map((text, index) => make("td", {class: index > 2 && index < 8 ? "num" : null}, text)));
+  const row = make("tr", {"data-state": look, "data-report": request.path.endsWith("/status")}, ...cells.map((text, index) => make("td", {class: index > 2 && index < 8 ? "num" : null}, text)));
   return row;
 }
 
