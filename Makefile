@@ -51,7 +51,7 @@ $(STAMP): $(PROJECTS) constraints.txt Makefile
 	@touch $(STAMP)
 
 .PHONY: demo
-demo: $(STAMP) ## a guarded app under attack, its agent and a collector, in the terminal
+demo: $(STAMP) ## a guarded app under attack, its agent and a collector with a live page
 	@$(BIN)/python examples/demo.py
 
 .PHONY: test

@@ -242,7 +242,7 @@ function take(records) {
     known.count += record.count;
     live.types.set(chip, known);
     const alike = $("live-collapse").checked
-      ? JSON.stringify([record.type, record.ip, record.endpoint, record.method, record.action, record.reason]) : `#${record.id}`;
+      ? JSON.stringify([record.type, record.ip, record.endpoint, record.method, record.action, record.reason.replace(/\d+/g, "#")]) : `#${record.id}`;
     const group = live.groups.get(alike);
     live.groups.delete(alike);  // a map keeps the order of insertion: the newest is the last
     live.groups.set(alike, group
@@ -485,18 +485,19 @@ function reportRows(member, now) {
     if (books.buried) dropped.push(`buried ${count(books.buried)}`);
     const plan = report.plan || {};
     const steps = ["enrichers", "store", "transports", "rules"].flatMap((part) => (Array.isArray(plan[part]) ? plan[part] : []).map((step) => String(step).split(" ")[0]));
+    const cell = (label, look, ...children) => make("td", {"data-label": label, class: look}, ...children);
     const badge = (text, look) => make("span", {class: "badge", "data-state": look}, text);
     return make("tr", {},
-      make("td", {}, first ? (member.pid > 0 ? member.pid : "–") : ""),
-      make("td", {}, first ? badge(report.status ?? "–", HEALTH[report.status]) : ""),
-      make("td", {}, first ? span(report.uptime) : ""),
-      make("td", {}, first ? `${span(now - member.reported)} ago` : ""),
-      make("td", {}, name), make("td", {}, count(books.delivered || 0)),
-      make("td", {}, `${count(books.pending || 0)} (${bytes(books.pending_bytes || 0)})`),
-      make("td", {}, span(books.oldest_seconds)),
-      make("td", {class: "wraps"}, dropped.join(", ") || "none"),
-      make("td", {}, badge(books.breaker ?? "–", BREAKER[books.breaker])),
-      make("td", {class: "wraps"}, first ? steps.join(" → ") : ""));
+      cell("Process", null, first ? (member.pid > 0 ? member.pid : "–") : ""),
+      cell("State", null, first ? badge(report.status ?? "–", HEALTH[report.status]) : ""),
+      cell("Up", null, first ? span(report.uptime) : ""),
+      cell("Reported", null, first ? `${span(now - member.reported)} ago` : ""),
+      cell("Destination", null, name), cell("Delivered", null, count(books.delivered || 0)),
+      cell("Waiting", null, `${count(books.pending || 0)} (${bytes(books.pending_bytes || 0)})`),
+      cell("Oldest", null, span(books.oldest_seconds)),
+      cell("Dropped", "wraps", dropped.join(", ") || "none"),
+      cell("Breaker", null, badge(books.breaker ?? "–", BREAKER[books.breaker])),
+      cell("Plan", "wraps", first ? steps.join(" → ") : ""));
   });
 }
 
