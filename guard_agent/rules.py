@@ -16,23 +16,29 @@ if TYPE_CHECKING:
 
     from guard_agent.core.models import DynamicRules
 
-__all__ = ["RulesRefused", "check_rules", "sign_rules"]
+__all__ = ["RuleChecker", "RulesRefused", "sign_rules"]
 
 
-async def check_rules(document: Mapping[str, Any]) -> tuple[DynamicRules, list[str]]:
-    """
-    Look at a document as an agent with default settings does. Nothing comes into force.
+class RuleChecker:
+    """Looks at documents as an agent with default settings does, and remembers their patterns."""
 
-    Its patterns are tried in a process of their own, for at most 20 seconds.
+    def __init__(self) -> None:
+        self._judge = Judge()
 
-    Returns:
-        The rules, and a line for each pattern that agents would leave out because it is slow.
+    async def check(self, document: Mapping[str, Any]) -> tuple[DynamicRules, list[str]]:
+        """
+        Look at one document. Nothing comes into force.
 
-    Raises:
-        RulesRefused: what an agent would refuse it for, with the name of the field.
-    """
-    limits = Limits()
-    rules = validate(document, datetime.now(timezone.utc), limits)
-    verdicts = await Judge()(bounds.keys_of(rules))
-    kept, left_out = bounds.check_patterns(rules, verdicts, limits)
-    return (rules.model_copy(update=kept) if left_out else rules), left_out
+        Patterns that are not known yet are tried in a process of their own, for at most 20 seconds.
+
+        Returns:
+            The rules, and a line for each pattern that agents would leave out because it is slow.
+
+        Raises:
+            RulesRefused: what an agent would refuse it for, with the name of the field.
+        """
+        limits = Limits()
+        rules = validate(document, datetime.now(timezone.utc), limits)
+        verdicts = await self._judge(bounds.keys_of(rules))
+        kept, left_out = bounds.check_patterns(rules, verdicts, limits)
+        return (rules.model_copy(update=kept) if left_out else rules), left_out

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from guard_agent.rules import RulesRefused, check_rules
+from guard_agent.rules import RuleChecker, RulesRefused
 from guard_agent_collector.feed import Feed
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Rulebook:
         self.feed = Feed()
         self.current = current
         self.watching: Counter[tuple[str, str]] = Counter()
+        self._checker = RuleChecker()
         self._storage = storage
         self._writing = writing
         self._asked: OrderedDict[tuple[str, str], float] = OrderedDict()
@@ -90,7 +91,7 @@ class Rulebook:
         if signature is None:
             document = self._numbered(document)
             text = orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
-        rules, left_out = await check_rules(document)
+        rules, left_out = await self._checker.check(document)
         return text, (rules.rule_id, rules.version), left_out
 
     def _numbered(self, document: dict[str, Any]) -> dict[str, Any]:

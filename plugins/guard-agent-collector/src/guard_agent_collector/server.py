@@ -42,7 +42,7 @@ MAX_BODY = 8 * 1024 * 1024
 _READ_SECONDS = 30.0
 _MAX_AT_ONCE = 64
 _MAX_STREAMS = 32
-_HEARTBEAT = 10.0
+_HEARTBEAT = 10
 _STATUS_INTERVAL = "5"
 """Seconds after which agents shall report again: somebody may be looking."""
 _PACE = 0.15
@@ -248,6 +248,7 @@ class CollectorServer:
                 logger.warning("a replayed request is refused: %s", error)
             else:
                 new += added
+                self._count(added)
         return new, refused
 
     def _application(self) -> web.Application:
@@ -519,8 +520,8 @@ class CollectorServer:
                 if told != self._rules.etag:
                     told = self._rules.etag
                     await _write(response, f"event: rules\ndata: {told}\n\n")
-                elif not await feed.after(version, _HEARTBEAT):
-                    await _write(response, ": still here\n\n")
+                else:
+                    await _rest(request, response, feed, version)
         except (ConnectionError, asyncio.TimeoutError):
             pass  # it went
         finally:
@@ -571,13 +572,10 @@ class CollectorServer:
             position = None
         while not self._feed.closed and _is_there(request):
             version = self._feed.version
-            records = await self._reading(self._store.records_after, record, _REPLAY)
+            records, missed = await self._reading(self._store.records_after, record, _REPLAY)
             calls = await self._reading(self._store.requests_after, call, _REPLAY)
             state = await self._state()
-            missed = 0
-            if records:
-                missed = records[0]["id"] - record - 1 if position is not None else 0
-                record = records[-1]["id"]
+            record = records[-1]["id"] if records else record
             call = calls[-1]["id"] if calls else call
             news = {
                 "fresh": position is None,
@@ -592,10 +590,7 @@ class CollectorServer:
                 f"id: r{record}-q{call}\nevent: news\ndata: {orjson.dumps(news).decode()}\n\n",
             )
             await asyncio.sleep(_PACE)
-            while not await self._feed.after(version, _HEARTBEAT):
-                await _write(response, ": still here\n\n")
-                if not _is_there(request):
-                    return
+            await _rest(request, response, self._feed, version)
 
     async def _state(self) -> dict[str, Any]:
         used, bound = await self._reading(self._store.size)
@@ -724,6 +719,17 @@ def _ms(began: float) -> float:
 
 def _is_there(request: web.Request) -> bool:
     return request.transport is not None and not request.transport.is_closing()
+
+
+async def _rest(
+    request: web.Request, response: web.StreamResponse, feed: Feed, version: int
+) -> None:
+    """Wait for news, with a sign of life now and then, for as long as somebody listens."""
+    while _is_there(request):
+        for _ in range(_HEARTBEAT):
+            if await feed.after(version, 1.0) or not _is_there(request):
+                return
+        await _write(response, ": still here\n\n")
 
 
 async def _write(response: web.StreamResponse, text: str) -> None:

@@ -377,14 +377,18 @@ class Storage:
         ((request,),) = self._reading("SELECT COALESCE(MAX(id), 0) FROM requests")
         return record, request
 
-    def records_after(self, number: int, limit: int) -> list[dict[str, Any]]:
-        """The newest ``limit`` records above ``number``, oldest first."""
+    def records_after(self, number: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+        """The newest ``limit`` records above ``number``, oldest first; how many there are more."""
         rows = self._reading(
             f"SELECT {_SUMMARY} FROM records WHERE id > ? ORDER BY id DESC LIMIT ?",  # noqa: S608 - constants
             number,
             limit,
         )
-        return [dict(zip(_SUMMARY_NAMES, row, strict=True)) for row in reversed(rows)]
+        more = 0
+        if len(rows) == limit:
+            ((all_,),) = self._reading("SELECT COUNT(*) FROM records WHERE id > ?", number)
+            more = all_ - limit
+        return [dict(zip(_SUMMARY_NAMES, row, strict=True)) for row in reversed(rows)], more
 
     def requests_after(self, number: int, limit: int) -> list[dict[str, Any]]:
         """The newest ``limit`` requests above ``number``, oldest first."""

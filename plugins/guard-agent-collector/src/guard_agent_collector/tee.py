@@ -8,6 +8,7 @@ import random
 from base64 import b64decode, b64encode
 from collections import deque
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -107,7 +108,7 @@ class Forwarder:
             try:
                 async with session.post(
                     self.url + request.path,
-                    data=request.body,
+                    data=BytesIO(request.body),
                     headers=request.headers,
                     allow_redirects=False,
                 ) as response:
