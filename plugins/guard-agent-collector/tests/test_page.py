@@ -156,7 +156,11 @@ def opened(browser):
         if not quiet:
             page.on(
                 "console",
-                lambda line: complaints.append(line.text) if line.type == "error" else None,
+                lambda line: (
+                    complaints.append(line.text)
+                    if line.type == "error" and "status of 422" not in line.text
+                    else None
+                ),
             )
         page.on(
             "request",
@@ -200,8 +204,7 @@ def test_an_empty_page_says_what_to_do_and_fills_itself(opened, tmp_path):
 
 def test_events_of_the_app_appear_and_can_be_searched_and_read(opened, collector, app):
     page = opened(f"{collector.url}/")
-    page.keyboard.press("Tab")  # to the link over the tabs
-    page.keyboard.press("Tab")
+    page.locator("#tab-now").focus()
     page.keyboard.press("ArrowRight")
     expect(page.locator("#tab-live")).to_be_focused()
     expect(page.locator("#live")).to_be_visible()
@@ -212,7 +215,7 @@ def test_events_of_the_app_appear_and_can_be_searched_and_read(opened, collector
     for _ in range(3):
         collector.send(event_type="probe", ip_address="203.0.113.22", reason="try 1 of 3")
     expect(rows(page, "203.0.113.22")).to_have_count(1)  # repeats are one row
-    expect(rows(page, "203.0.113.22").locator(".times")).to_have_text("×3")
+    expect(rows(page, "203.0.113.22").locator(".times")).to_have_text("\N{MULTIPLICATION SIGN}3")
 
     page.keyboard.press("/")
     page.keyboard.type("203.0.113.22 probe")
@@ -231,6 +234,8 @@ def test_events_of_the_app_appear_and_can_be_searched_and_read(opened, collector
     expect(rows(page)).to_have_count(2)
 
     page.locator("#live-filter").fill("203.0.113.20 penetration")
+    expect(rows(page)).to_have_count(1)
+    expect(rows(page).first).to_contain_text("203.0.113.20")
     rows(page).first.focus()
     page.keyboard.press("Enter")
     expect(page.locator("#detail-text")).to_contain_text('"event_type": "penetration_attempt"')
@@ -274,8 +279,8 @@ def test_what_is_broken_under_wire_is_retried_and_recovers(opened, collector, ap
     lost = page.locator("#wire-rows tr", has_text="broken: lose ack")
     expect(lost).to_have_count(1)
     expect(lost).to_contain_text("hung up")
-    again = page.locator("#wire-rows tr td:nth-child(5)", has_text="1").first
-    expect(again).to_be_visible()  # the records that came again
+    again = page.locator("#wire-rows td:nth-child(5):not(:empty)")
+    expect(again).not_to_have_count(0)  # duplicates: the records came again
     page.locator("#tab-live").click()
     expect(rows(page, "203.0.113.41").filter(has_text="penetration_attempt")).to_have_count(1)
     expect(
@@ -353,8 +358,9 @@ def test_what_attackers_write_is_text_and_nothing_else(opened, collector):
     assert page.title() == title
     assert page.locator("main script, main img, main iframe").count() == 0
     # Not even a mistake in the page could make it more than text.
+    other = opened(f"{collector.url}/", quiet=True)
     with pytest.raises(PlaywrightError, match="TrustedHTML"):
-        page.evaluate("() => { document.body.innerHTML = '<b>' }")
+        other.evaluate("() => { document.body.innerHTML = '<b>' }")
 
 
 def test_a_collector_that_is_gone_is_said_so_and_found_again(opened, tmp_path):
