@@ -199,6 +199,7 @@ class RuleKeeper:
         self._unsaved: Mapping[str, Any] | None = None
         self._disk_failing = False
         self._due = asyncio.Event()
+        self._ready = asyncio.Event()
         self._told = False
 
     @property
@@ -302,6 +303,7 @@ class RuleKeeper:
         """Have the source tell when rules change, for as long as this is not cancelled."""
         if type(self.source).watch is RuleSource.watch:
             return
+        await self._ready.wait()
         shortest, longest = _WATCH_AGAIN
         pause, logged = shortest, False
         while True:
@@ -352,6 +354,7 @@ class RuleKeeper:
             if not self._opened:
                 await self._calls(self.source.open)
                 self._opened = True
+                self._ready.set()
             result: object = await self._calls(self.source.fetch, self._validator)
             finished = True
         except (Exception, SystemExit) as error:

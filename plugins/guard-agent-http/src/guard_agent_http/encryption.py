@@ -55,13 +55,13 @@ class Cipher:
         Undo `seal`.
 
         Raises:
-            ValueError: it is no base64, or was sealed with another key, or changed.
+            ValueError: it was sealed with another key, or was changed, or never sealed.
         """
-        raw = urlsafe_b64decode(sealed)
         try:
+            raw = urlsafe_b64decode(sealed)
             return self._aead.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], None)
         except Exception as error:
-            # InvalidTag, and what the library makes of a nonce that is cut off.
+            # No base64, InvalidTag, and what the library makes of a nonce that is cut off.
             msg = "not sealed with this key"
             raise ValueError(msg) from error
 
