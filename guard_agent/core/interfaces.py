@@ -509,9 +509,9 @@ class RuleSource(Resource, ABC):
         Call ``changed`` whenever the rules may have changed; the core fetches soon after.
 
         For sources that are told; called after ``open``. Fetching at the interval goes on all the
-        same, so what is missed here comes later. Runs beside ``fetch``, in a task of its own that is cancelled at the end.
-        Returns when there is nothing to watch at the moment; it is called again after a pause. An
-        exception means the same, and is logged once.
+        same, so what is missed here comes later. Runs beside ``fetch``, in a task of its own that
+        is cancelled at the end. Returns when there is nothing to watch at the moment; it is called
+        again after a pause. An exception means the same, and is logged once.
         """
 
 
