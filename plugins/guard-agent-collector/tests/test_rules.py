@@ -68,7 +68,7 @@ async def test_rules_are_there_again_after_a_restart(start):
         ({**BLOCK, "expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
         ({**BLOCK, "version": "x"}, "version"),
         ({**BLOCK, "rule_id": 7}, "rule_id"),
-        ("x" * (1024 * 1024 + 1), "longer"),
+        ("x" * (256 * 1024 + 1), "longer"),
     ],
 )
 async def test_what_an_agent_would_refuse_is_not_published(start, document, place):

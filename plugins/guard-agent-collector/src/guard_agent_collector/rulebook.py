@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from guard_agent_collector.storage import Publication, Sender, Storage
 
-MAX_DOCUMENT = 1024 * 1024
+MAX_DOCUMENT = 256 * 1024
 DEFAULT_ID = "local"
 _MAX_KNOWN = 1000
 

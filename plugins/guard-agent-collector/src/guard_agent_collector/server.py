@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import orjson
 from aiohttp import web
@@ -20,7 +21,7 @@ from aiohttp import web
 from guard_agent import GuardAgentError, __version__
 from guard_agent.rules import RulesRefused
 from guard_agent_collector import ingest
-from guard_agent_collector.access import COOKIE, Access, is_loopback, refuse_production
+from guard_agent_collector.access import COOKIE, Access, refuse_production
 from guard_agent_collector.faults import KINDS, RETRY_AFTER, Breaker
 from guard_agent_collector.feed import Feed
 from guard_agent_collector.ingest import Keys, RefusedError, Unpacked
@@ -123,6 +124,11 @@ class CollectorServer:
             signing_secret=secret.encode() if secret else None,
             ciphers=tuple(Cipher(key, "--encryption-key") for key in options.encryption_keys),
         )
+        # One thread each: SQLite has one writer at a time, and readers must not wait for it.
+        self._writers = ThreadPoolExecutor(1, "collector-write")
+        self._readers = ThreadPoolExecutor(1, "collector-read")
+        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._breaker = Breaker()
         self._feed = Feed()
         self._finished = asyncio.Event()
         self._records = 0
@@ -145,10 +151,6 @@ class CollectorServer:
             GuardAgentError: the database, the file or the port cannot be used.
         """
         options = self._options
-        self._writers = ThreadPoolExecutor(1, "collector-write")
-        self._readers = ThreadPoolExecutor(1, "collector-read")
-        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
-        self._breaker = Breaker()
         try:
             listener = _listener(options.host, options.port)
             try:
@@ -195,11 +197,11 @@ class CollectorServer:
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
+        self._readers.shutdown()
         if self._storage is not None:
             storage, self._storage = self._storage, None
             await self._writing(storage.close)
         self._writers.shutdown()
-        self._readers.shutdown()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -220,8 +222,7 @@ class CollectorServer:
     def page_url(self) -> str:
         """What to open in a browser."""
         token = self._options.token
-        needed = not is_loopback(self._options.host)
-        return f"{self.url}/?token={token}" if token and needed else f"{self.url}/"
+        return f"{self.url}/?token={quote(token)}" if token else f"{self.url}/"
 
     async def finished(self) -> None:
         """Wait until ``once`` records came; for ever without it."""

@@ -595,6 +595,7 @@ function formToJson() {
   const set = (name, value, isSet) => { if (isSet) rule[name] = value; else delete rule[name]; };
   const list = (name, values) => set(name, values, values.length);
   list("ip_blacklist", lines("rule-ips"));
+  list("ip_whitelist", lines("rule-allow"));
   list("blocked_user_agents", $("rule-agents").value.split("\n").map((line) => line.trim()).filter(Boolean));
   list("blocked_countries", lines("rule-countries").map((name) => name.toUpperCase()));
   const limit = Number($("rule-limit").value), seconds = Number($("rule-window").value) || 60;
@@ -614,6 +615,7 @@ function jsonToForm() {
   catch (error) { verdict("bad", `The JSON cannot be read: ${error.message}`); return; }
   const text = (value) => (Array.isArray(value) ? value.join("\n") : "");
   $("rule-ips").value = text(rule.ip_blacklist);
+  $("rule-allow").value = text(rule.ip_whitelist);
   $("rule-agents").value = text(rule.blocked_user_agents);
   $("rule-countries").value = Array.isArray(rule.blocked_countries) ? rule.blocked_countries.join(", ") : "";
   $("rule-limit").value = rule.global_rate_limit ?? "";
@@ -647,7 +649,7 @@ function checkSoon() {
 
 async function check() {
   if (rules.busy) return;
-  if (isEmpty()) { verdict("", "With no entry these rules lift everything that was published before."); return; }
+  if (isEmpty()) { verdict("", "Without an entry these rules take back what was published before. Bans last until they end, or are lifted here."); return; }
   const number = rules.checking += 1;
   try {
     const found = await ask("/ui/rules/check", request());
