@@ -198,6 +198,7 @@ def test_an_empty_page_says_what_to_do_and_fills_itself(opened, tmp_path):
         expect(page.locator("#now-full")).to_be_visible()
         expect(page.locator("#now-addresses")).to_contain_text("203.0.113.9")
         expect(page.locator("#now-chart rect")).to_have_count(1)
+        page.close()  # before its collector, or it complains
     finally:
         collector.stop()
 
