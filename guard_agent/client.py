@@ -19,7 +19,7 @@ from guard_agent.core.agent import STOP_SLACK, Agent, process_hooks
 from guard_agent.core.errors import GuardAgentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from guard_agent.core.config import AgentConfig
     from guard_agent.core.interfaces import DeadLetter, Kind
@@ -340,6 +340,8 @@ class _Process:
         self.agent: Agent | None = None
         self.given: AgentConfig | None = None
         self.warned = False
+        self.compose: Callable[[AgentConfig], Agent] | None = None
+        """What makes the agent while an application is tested."""
         self._faces: dict[type[Any], Any] = {}
 
     def face(self, face: type[Any], agent: Agent, config: AgentConfig | None) -> Any:
@@ -370,7 +372,9 @@ def _agent_for(config: AgentConfig | None) -> Agent:
 
         _process.composing = True
         try:
-            agent = Agent(compose(load_config() if config is None else resolve(config)))
+            resolved = load_config() if config is None else resolve(config)
+            make = _process.compose
+            agent = Agent(compose(resolved)) if make is None else make(resolved)
         finally:
             _process.composing = False
         _process.agent, _process.given, _process.warned = agent, config, False

@@ -1,4 +1,4 @@
-"""What several tests of the core share."""
+"""What tests of several folders share."""
 
 from __future__ import annotations
 
@@ -10,12 +10,40 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from guard_agent import client
+from guard_agent.testing.collector import Collector
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Test modules are not importable by name, so that no two of them can be mixed up.
 _FIXTURE_WHEELS = runpy.run_path(str(Path(__file__).parent / "core" / "fixture_wheels.py"))
 _PACKAGES = (_FIXTURE_WHEELS["PACKAGE"], _FIXTURE_WHEELS["OTHER_PACKAGE"])
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A home, a state and a working folder of its own, and an agent that no test leaves behind."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("GUARD_AGENT_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    _forget_agent()
+    yield
+    _forget_agent()
+
+
+def _forget_agent() -> None:
+    """As in a process that has made none."""
+    if client._process.agent is not None:
+        client._process.agent.stop().result(30)
+    client._process.agent = None
 
 
 @pytest.fixture(scope="session")

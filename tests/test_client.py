@@ -21,21 +21,10 @@ from guard_agent import (
     guard_agent,
     stop_agent,
 )
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer
 from guard_agent.testing.records import make_event, make_metric
 
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture
@@ -45,9 +34,7 @@ def config(collector):
     def make(**settings):
         return AgentConfig(**{"api_key": "test-key-0123", "endpoint": collector.url, **settings})
 
-    yield make
-    if client._process.agent is not None:
-        client._process.agent.stop().result(30)
+    return make
 
 
 async def test_the_quick_start_of_the_first_releases_works(config, collector):
@@ -190,13 +177,14 @@ def test_the_sync_face_delivers_without_an_event_loop(config, collector):
 def test_the_sync_face_never_waits_for_the_thread_of_the_agent(config, collector):
     held, release = threading.Event(), threading.Event()
 
-    def hold(*_):
+    async def hold() -> None:
         held.set()
-        release.wait(30)
+        release.wait(60)
 
     collector.always(Answer(500))
-    agent = guard_agent(config(on_error=hold, buffer_size=1))
+    agent = guard_agent(config(buffer_size=1))
     agent.send_event(make_event())
+    agent._agent._current().worker.submit(hold)
     assert held.wait(30), "the agent's thread is not stuck"
 
     def use() -> None:

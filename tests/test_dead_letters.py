@@ -8,28 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from guard_agent import AgentConfig, client, guard_agent
+from guard_agent import AgentConfig, guard_agent
 from guard_agent.cli import main
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer
 from guard_agent.testing.records import make_event, make_metric
 from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
 
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.delenv("GUARD_AGENT_CONFIG", raising=False)
-    monkeypatch.chdir(tmp_path)
-    yield
-    if client._process.agent is not None:
-        client._process.agent.stop().result(30)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture(params=["disk", "redis"])
@@ -58,7 +43,7 @@ def start(collector, store, **settings):
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, ["dead-letters", *arguments])
+    return CliRunner().invoke(main, ["store", *arguments])
 
 
 def refuse(collector):
@@ -82,18 +67,20 @@ def test_the_command_shows_what_was_refused_and_has_it_sent_by_the_next_agent(co
     agent.stop()
     collector.always(None, only="events")
 
-    listed = run("list")
+    listed = run("ls", "--dead")
     assert listed.exit_code == 0, listed.output
     head, *lines = listed.stdout.splitlines()
     assert head.split() == ["DESTINATION", "ID", "KIND", "ACCEPTED", "REASON"]
     assert [line.split()[0] for line in lines] == ["http", "http"]
-    letters = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+    letters = json.loads(run("ls", "--dead", "--json").stdout)
+    exported = run("export", "--dead").stdout.splitlines()
+    assert [json.loads(line) for line in exported] == letters
     assert [letter["record"]["reason"] for letter in letters] == ["one", "two"]
     assert [letter["id"] for letter in letters] == [line.split()[1] for line in lines]
 
     assert run("replay", "--limit", "1").stdout == "http: 1 wait to be sent again\n"
     assert run("replay", "--destination", "http").stdout == "http: 1 wait to be sent again\n"
-    assert run("list").stdout == "There are none.\n"
+    assert run("ls", "--dead").stdout == "There are none.\n"
 
     agent = start(collector, store)
     agent.start()
@@ -116,7 +103,7 @@ def test_the_command_works_beside_an_agent_that_runs(collector, store):
 
     collector.wait_for(lambda c: c.events)
     agent.flush_buffer()
-    assert run("list").stdout == "There are none.\n"
+    assert run("ls", "--dead").stdout == "There are none.\n"
 
 
 async def test_an_app_can_do_the_same(collector, store):
@@ -147,7 +134,7 @@ async def test_an_app_can_do_the_same(collector, store):
 def test_a_store_in_memory_has_nothing_for_the_command(collector):
     start(collector, {"store": "memory"})
 
-    result = run("list")
+    result = run("ls", "--dead")
 
     assert result.exit_code == 78
     assert "dead_letters() and replay_dead_letters()" in result.stderr
@@ -167,16 +154,16 @@ def test_a_store_that_is_not_available_is_an_error():
     redis = {"redis": {"url": "redis://127.0.0.1:1/0"}}
     Path("guard-agent.yaml").write_text(json.dumps({**config, "plugins": redis}))
 
-    result = run("list")
+    result = run("ls")
 
-    assert result.exit_code == 69
+    assert result.exit_code == 1
     assert "the store 'redis' is not available" in result.stderr
 
 
 def test_without_a_project_the_key_must_be_known():
     Path("guard-agent.yaml").write_text(json.dumps({"store": "disk"}))
 
-    result = run("list")
+    result = run("ls")
 
     assert result.exit_code == 78
     assert "project_id" in result.stderr
@@ -185,7 +172,7 @@ def test_without_a_project_the_key_must_be_known():
 def test_a_wrong_configuration_is_told():
     Path("guard-agent.yaml").write_text(json.dumps({"bufer_size": 1}))
 
-    result = run("list")
+    result = run("ls")
 
     assert result.exit_code == 78
     assert "GA303" in result.stderr

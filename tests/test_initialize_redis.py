@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
+import subprocess
+import sys
 
 import orjson
 import pytest
@@ -17,7 +20,7 @@ from guard_core.sync.handlers.redis_handler import RedisManager as BlockingRedis
 from guard_agent import AgentConfig, GuardAgentHandler, HostRedis, SyncGuardAgentHandler
 from guard_agent.client import _process
 from guard_agent.core.intake.leftovers import CLAIM, Leftovers
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer
 from guard_agent.testing.records import make_event
 from guard_agent.testing.redis_server import RedisServer
 
@@ -56,12 +59,6 @@ def stop_agent(tmp_path, monkeypatch, server, collector):
 def server():
     with RedisServer(options={"rdbcompression": "no"}) as server:
         yield server
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 @pytest.fixture
@@ -133,7 +130,7 @@ async def connect(server, stop_agent):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_from_then_on_records_survive_a_kill(kind, server, configure, connect, collector):
+async def test_from_then_on_records_wait_in_redis(kind, server, configure, connect, collector):
     collector.always(Answer(503))
     agent = GuardAgentHandler(configure(flush_interval=0.1))
     await agent.start()
@@ -147,6 +144,82 @@ async def test_from_then_on_records_survive_a_kill(kind, server, configure, conn
     collector.always(None)
     await until(lambda: collector.events)
     assert [event["ip_address"] for event in collector.events] == ["192.0.2.1"]
+
+
+VICTIM = """
+import sys
+import redis
+from guard_agent import AgentConfig, SyncGuardAgentHandler, get_current_timestamp
+
+class Handler:
+    client = redis.from_url(sys.argv[1])
+
+    def key(self, space, key):
+        return f"shop:{space}:{key}"
+
+    def get_key(self, space, key):
+        return self.client.get(self.key(space, key))
+
+    def set_key(self, space, key, value, ttl=None):
+        return self.client.set(self.key(space, key), value, ex=ttl)
+
+    def delete(self, space, key):
+        return self.client.delete(self.key(space, key))
+
+    def keys(self, pattern):
+        return self.client.keys(f"shop:{pattern}")
+
+agent = SyncGuardAgentHandler(AgentConfig(
+    api_key="test-key-0123", endpoint=sys.argv[2], project_id="shop", rules=[],
+    max_requests_per_second=1000, flush_interval=0.01, buffer_size=20,
+))
+agent.start()
+agent.initialize_redis(Handler())
+if sys.argv[3] == "last":
+    assert agent.flush_to_store()
+    agent.flush_buffer()
+    agent.stop()
+    sys.exit()
+for number in range(10_000):
+    names = [f"{sys.argv[3]}-{number}-{n}" for n in range(7)]
+    for name in names:
+        agent.send_event({
+            "event_type": "suspicious_request", "timestamp": get_current_timestamp(),
+            "ip_address": "192.0.2.1", "reason": name,
+        })
+    if agent.flush_to_store():
+        print(*names, flush=True)
+"""
+
+
+async def test_p01_through_a_handler_no_confirmed_record_is_lost_by_kills(server, collector):
+    """
+    While the collector takes records, slowly, and again while it takes none.
+    """
+    confirmed = set()
+    for kill in range(6):
+        collector.always(Answer(503) if kill % 2 else Answer(delay=0.005))
+        with subprocess.Popen(
+            [sys.executable, "-c", VICTIM, server.url, collector.url, str(kill)],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as victim:
+            for _ in range(1 + 9 * kill):
+                confirmed.update(victim.stdout.readline().split())
+            victim.kill()
+            confirmed.update(victim.stdout.read().rpartition("\n")[0].split())
+        assert victim.returncode == -signal.SIGKILL
+        # Not to wait half a minute until the server forgets that it lived.
+        for key in keys(server, "shop:agent_journal_owners:*"):
+            server.command("DEL", key)
+    collector.always(None)
+    last = [sys.executable, "-c", VICTIM, server.url, collector.url, "last"]
+    subprocess.run(last, timeout=60, check=True)
+
+    delivered = {event["reason"] for event in collector.events}
+    assert len(confirmed) > 7 * 100
+    assert confirmed - delivered == set()
+    assert keys(server, "shop:agent_journal:*") == []
 
 
 async def test_the_blocking_face_takes_the_blocking_manager(server, configure, collector, connect):

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer
 
 PREAMBLE = """
 import asyncio, logging, os, sys, threading, time
@@ -85,12 +85,6 @@ def instrumented(*arguments, **options):
 
 sqlite3.connect = instrumented
 """
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 @pytest.fixture

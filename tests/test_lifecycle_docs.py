@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from guard_agent import client, guard_agent
-from guard_agent.testing.collector import Collector
+from guard_agent import guard_agent
 from guard_agent.testing.records import make_event
+
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "lifecycle.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -40,29 +41,6 @@ def block(part: str) -> str:
 
 def test_every_block_is_used_here():
     assert sorted(map(block, PARTS)) == sorted(BLOCKS)
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    forget_agent()
-    yield
-    forget_agent()
-
-
-def forget_agent() -> None:
-    """As in a process that has made none."""
-    if client._process.agent is not None:
-        client._process.agent.stop().result(30)
-    client._process.agent = None
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ import time
 
 import pytest
 
-from guard_agent.testing.collector import Collector
-
 PREAMBLE = """
 import os, sys, threading, time
 from guard_agent import AgentConfig, SecurityEvent, get_current_timestamp, guard_agent
@@ -29,12 +27,6 @@ config = AgentConfig(
 )
 agent = guard_agent(config)
 """
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 @pytest.fixture
@@ -143,6 +135,28 @@ def test_p07_the_end_takes_no_longer_than_its_deadline_when_the_collector_hangs(
     )
 
     assert "1 records for http undelivered" in errors
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_p07_p11_on_error_is_told_when_the_process_ends(run, hangs):
+    """The interpreter may start no thread any more by then; one that hangs is not waited for."""
+    errors = run(
+        f"""
+        from guard_agent import guard_agent
+
+        def tell(stage, error, context):
+            print("told", stage, context["item_count"], file=sys.stderr, flush=True)
+            time.sleep(60 if {hangs} else 0)
+
+        agent.stop()
+        agent = guard_agent(config.model_copy(update={{"on_error": tell, "stop_timeout": 0.5}}))
+        agent.send_event(event("never"))
+        """,
+        COLLECTOR="http://127.0.0.1:9",
+    )
+
+    assert "told transport_send 1\n" in errors
+    assert "Fatal Python error" not in errors
 
 
 def test_p03_a_child_works_and_copies_nothing_of_its_parent(run, collector):

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from guard_agent.testing.collector import Collector
-
 BIN = Path(sys.executable).parent
 PATIENCE = 30.0
 REQUESTS = 10
@@ -65,12 +63,6 @@ def work(number):
     open(f"done-{number}", "w").close()
 """
 )
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 @pytest.fixture

@@ -3,48 +3,65 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from guard_agent import Accepted, AgentStatus, Level, Paused, Retry
-from guard_agent.core.delivery.calls import SafeStore
-from guard_agent.core.logs import one_line
+import click
+
+from guard_agent import ConfigurationError, GuardAgentError
+from guard_agent.cli.output import Finding, json_option, show_findings
+from guard_agent.cli.probes import ask_destination, ask_rules, ask_store
+from guard_agent.cli.setup import EX_CONFIG, Setup, hint, setup_options
+from guard_agent.core.assembly.composition import WARNINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from guard_agent import BufferStore, SendResult, Transport
     from guard_agent.core.assembly.plan import Plan
+    from guard_agent.core.errors import Problem
 
 _ENDED_BY_SIGNAL = ("uvicorn", "tornado")
 """Servers after which no exit handler of Python runs, or none that handles SIGTERM."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the answer."""
-
-    about: str
-    verdict: Literal["ok", "note", "failed"]
-    text: str
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
-
-
-def check(plan: Plan, *, connect: bool) -> list[Finding]:
+@click.command()
+@setup_options
+@click.option("--offline", is_flag=True, help="Look at the configuration only; connect to nothing.")
+@json_option
+def command(setup: Setup, offline: bool, as_json: bool) -> None:
     """
-    Look at a composition; with ``connect`` also open its store and ask every destination.
+    Check the configuration, the store and the destinations.
 
-    A destination is asked with a status report, which it keeps no record of.
+    Connects to all of them, unless --offline is given; the collector keeps no record of it. Ends
+    with 1 when something does not work, with 78 when the configuration is wrong.
     """
-    findings = [Finding("composition", "ok", _path(plan)), *_survival(plan)]
-    if connect:
+    try:
+        plan, note = setup.compose()
+    except ConfigurationError as error:
+        findings = [_finding("configuration", problem) for problem in error.problems]
+        show_findings(findings, as_json=as_json)
+        if not as_json:
+            hint(error.problems)
+        raise SystemExit(EX_CONFIG) from None
+    except GuardAgentError as error:
+        show_findings([Finding("configuration", "failed", str(error))], as_json=as_json)
+        raise SystemExit(EX_CONFIG) from None
+    where = f"{setup.source}{note and f': {note}'}"
+    findings = [
+        Finding("configuration", "note" if note else "ok", where),
+        *(_finding("composition", problem) for problem in plan.problems),
+        Finding("composition", "ok", _path(plan)),
+        *_survival(plan),
+    ]
+    if not (offline or note):
         findings += asyncio.run(_environment(plan))
-    return findings
+    raise SystemExit(show_findings(findings, as_json=as_json))
+
+
+def _finding(about: str, problem: Problem) -> Finding:
+    harmless = not problem.fatal and problem.code in WARNINGS
+    text = f"{problem.code}: {problem.message}; fix: {problem.fix}"
+    return Finding(about, "note" if harmless else "failed", text, {"code": problem.code})
 
 
 def _path(plan: Plan) -> str:
@@ -83,55 +100,11 @@ def _is_installed(distribution: str) -> bool:
 async def _environment(plan: Plan) -> list[Finding]:
     components = plan.build()
     limit = plan.config.timeout
-    durable = components.durable
-    return [
-        *([] if durable is None else [await _ask_store(durable, limit)]),
-        *[await _ask_destination(transport, limit) for transport in components.transports],
-    ]
-
-
-async def _ask_store(store: BufferStore, limit: float) -> Finding:
-    about = f"store {store.context.instance}"
-    safe = SafeStore(store, limit)
-    try:
-        await safe.open()
-        depths = await safe.stats()
-        words = ", ".join(f"{key} {value}" for key, value in store.describe().items() if value)
-        waiting = max((depth.pending for depth in depths.values()), default=0)
-        return Finding(about, "ok", one_line(f"opened, {waiting} records wait; {words}", 500))
-    except Exception as error:  # noqa: BLE001 - plugin meets core: contract of Resource.open
-        return Finding(about, "failed", one_line(f"{type(error).__name__}: {error}", 500))
-    finally:
-        await safe.close()
-
-
-async def _ask_destination(transport: Transport, limit: float) -> Finding:
-    about = transport.context.instance
-    status = AgentStatus(
-        timestamp=datetime.now(timezone.utc),
-        status="healthy",
-        uptime=0,
-        events_sent=0,
-        events_failed=0,
-        buffer_size=0,
-        level=Level.MEMORY.value,
-    )
-    began = time.monotonic()
-    try:
-        await asyncio.wait_for(transport.open(), limit)
-        result = await asyncio.wait_for(transport.report(status), limit)
-    except asyncio.TimeoutError:
-        return Finding(about, "failed", f"{transport.collector} did not answer in {limit:g} s")
-    except Exception as error:  # noqa: BLE001 - plugin meets core: contract of Resource.open
-        return Finding(about, "failed", one_line(f"{type(error).__name__}: {error}", 500))
-    finally:
-        await transport.close()
-    return _judge(about, transport, result, time.monotonic() - began)
-
-
-def _judge(about: str, transport: Transport, result: SendResult, seconds: float) -> Finding:
-    if isinstance(result, Accepted):
-        return Finding(about, "ok", f"{transport.collector} accepts ({seconds * 1000:.0f} ms)")
-    what = type(result).__name__.lower()
-    reason = result.reason if isinstance(result, (Retry, Paused)) else "refuses a status report"
-    return Finding(about, "failed", one_line(f"{transport.collector}: {what}: {reason}", 500))
+    found: list[Finding] = []
+    if components.durable is not None:
+        found += await ask_store(components.durable, limit)
+    for transport in components.transports:
+        found += await ask_destination(transport, limit)
+    for source in components.rules:
+        found.append(await ask_rules(source, limit))
+    return found

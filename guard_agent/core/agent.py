@@ -21,10 +21,12 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from guard_agent.core.callback import ErrorCallback
 from guard_agent.core.delivery.calls import SafeStore
 from guard_agent.core.delivery.destination import Destination
 from guard_agent.core.delivery.gate import Gate, GateState
 from guard_agent.core.delivery.lanes import Lanes
+from guard_agent.core.delivery.trace import trace_from_environment
 from guard_agent.core.delivery.worker import COMMIT_INTERVAL, Worker
 from guard_agent.core.errors import BufferFullError, GuardAgentError
 from guard_agent.core.host_redis import HostRedis
@@ -62,9 +64,11 @@ _START_RETRY = 1.0
 class _Run:
     """Everything that lives from one start to the next stop."""
 
-    def __init__(self, plan: Plan, config: AgentConfig, on_error: Callable[..., None]) -> None:
+    def __init__(self, plan: Plan, config: AgentConfig) -> None:
         components = plan.build()
+        trace = trace_from_environment()
         self.inside = mark()
+        self.on_error = ErrorCallback(config.on_error)
         names = tuple(transport.context.instance for transport in components.transports)
         self.started_at = time.monotonic()
         self.ledger = Ledger(names)
@@ -97,7 +101,8 @@ class _Run:
                 books_lock=books_lock,
                 call_limit=call_limit,
                 urgent=partial(self._urgent, transport.context.instance, config),
-                on_error=on_error,
+                on_error=self.on_error,
+                trace=trace,
             )
             for transport in components.transports
         }
@@ -127,6 +132,7 @@ class _Run:
             store=self.lanes,
             destinations=list(self.destinations.values()),
             keepers=self.keepers,
+            on_error=self.on_error,
             books_lock=books_lock,
             buffer_size=config.buffer_size,
             flush_interval=config.flush_interval,
@@ -327,15 +333,13 @@ class Agent:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.config = plan.config
+        self._use(plan)
         # Reentrant: a signal handler or a finalizer may come back here in the same thread.
         self._lock = threading.RLock()
         self._building = False
         self._run: _Run | None = None
         self._host: HostRedis | None = None
-        self._error_callback_failed = False
-        self._evict = self.config.buffer_overflow_policy == "drop"
+        self._diverted: tuple[Plan, _Run | None] | None = None
         self._current()
         _agents.add(self)
 
@@ -436,11 +440,40 @@ class Agent:
                 return _done(None)
         return self._current().stop(self.config.stop_timeout if timeout is None else timeout)
 
+    def divert(self, plan: Plan) -> Future[None]:
+        """
+        Run on ``plan`` from the next record or start on, until `give_back`; for tests of apps.
+
+        What runs now is stopped as `stop` does, and the future is done when it has ended.
+        """
+        with self._lock:
+            run, self._run = self._run, None
+            stopped = run is not None and run.stopped is not None
+            self._diverted = (self.plan, run if stopped else None)
+            timeout = self.config.stop_timeout
+            self._use(plan)
+        return _done(None) if run is None else run.stop(timeout)
+
+    def give_back(self) -> Future[None]:
+        """End what `divert` began: what was stopped is, and what ran runs from the next record."""
+        with self._lock:
+            if self._diverted is None:
+                return _done(None)
+            (plan, before), self._diverted = self._diverted, None
+            run, self._run = self._run, before
+            timeout = self.config.stop_timeout
+            self._use(plan)
+        return _done(None) if run is None else run.stop(timeout)
+
+    def _use(self, plan: Plan) -> None:
+        self.plan, self.config = plan, plan.config
+        self._evict = self.config.buffer_overflow_policy == "drop"
+
     @property
     def in_own_thread(self) -> bool:
         """Whether a plugin or callback asks, for whom waiting would be waiting for itself."""
         run = self._run
-        return run is not None and run.worker.is_current_thread
+        return run is not None and (run.worker.is_current_thread or run.on_error.is_current_thread)
 
     @property
     def running(self) -> bool:
@@ -637,24 +670,12 @@ class Agent:
                 inside = mark()
                 self._building = inside.agent = True
                 try:
-                    self._run = _Run(self.plan, self.config, self._report_error)
+                    self._run = _Run(self.plan, self.config)
                     if self._host is not None:
                         self._run.use_redis(self._host)
                 finally:
                     self._building = inside.agent = False
             return self._run
-
-    def _report_error(self, stage: str, error: BaseException, context: dict[str, Any]) -> None:
-        callback = self.config.on_error
-        if callback is None:
-            return
-        try:
-            callback(stage, error, context)
-        except (Exception, SystemExit):
-            # Agent meets host: a callback of the application must not end the delivery.
-            if not self._error_callback_failed:
-                self._error_callback_failed = True
-                logger.exception("the on_error callback raised; further failures are not logged")
 
     def _after_fork(self) -> None:
         """In the child: forget the parent's run, without touching anything it holds open."""
@@ -680,6 +701,11 @@ _inherited: list[_Run] = []
 Runs of parent processes. Kept alive on purpose: collecting them would close the parent's sockets
 and files from the child.
 """
+
+
+def living_agents() -> list[Agent]:
+    """All agents of this process that somebody still refers to."""
+    return list(_agents)
 
 
 def _stop_all() -> None:

@@ -1,8 +1,8 @@
 """
 `AgentConfig`: every setting of the agent, with its default.
 
-Code, ``guard-agent.yaml`` and ``pyproject.toml`` all end in this one model; where the values come
-from is the business of `guard_agent.core.assembly.configfile`.
+Code, environment, ``guard-agent.yaml`` and ``pyproject.toml`` all end in this one model; where the
+values come from is the business of `guard_agent.core.assembly.configfile`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pydantic import (
     model_validator,
 )
 
+from guard_agent.core.errors import Problem
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -43,9 +45,12 @@ DEFAULT_SENSITIVE_HEADERS = (
 )
 _MIN_SECRET = 16
 _API_SUFFIX = "/api/v1"
-_METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.goog"})
+_METADATA_NAMES = frozenset(
+    {"metadata", "metadata.google.internal", "metadata.goog", "instance-data"}
+)
 _METADATA_ADDRESSES = frozenset(
-    {ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")}
+    ipaddress.ip_address(text)
+    for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192")
 )
 
 ErrorCallback = Callable[[str, BaseException, dict[str, Any]], None]
@@ -168,8 +173,8 @@ class AgentConfig(BaseModel):
         default=None,
         exclude=True,
         description=(
-            "Called with (stage, exception, context) when a step fails; the stages are "
-            "transport_send, encryption, flush_events and flush_metrics"
+            "Called with (stage, exception, context) when a step fails, in a thread of its own; "
+            "the stages are transport_send, encryption, flush_events and flush_metrics"
         ),
     )
 
@@ -192,10 +197,17 @@ class AgentConfig(BaseModel):
 
     _warned: ClassVar[set[str]] = set()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _notes: tuple[Problem, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[Problem, ...]:
+        """What is doubtful about where the settings come from; none of it is fatal."""
+        return self._notes
 
     def origin(self, path: str) -> str | None:
         """
-        Where a setting was read, as ``file:line``; None when it comes from code or is a default.
+        Where a setting was read, as ``file:line`` or ``environment variable NAME``; None when it
+        comes from code or is a default.
 
         ``path`` is dotted, as in ``plugins.http.timeout``. What is not found itself stands where
         the setting around it stands.

@@ -276,7 +276,9 @@ class Transport(Resource, ABC):
         Make one attempt to hand ``batch`` to the collector.
 
         Called from one task at a time. Retrying, splitting, pausing and counting are the core's
-        job. The call may be cancelled when the agent stops.
+        job. The call may be cancelled when the agent stops, or when it takes longer than 1.25 times
+        ``timeout``. What blocks belongs into a thread: until it returns, nothing else of the agent
+        goes on, although the application does.
 
         Returns:
             What the collector said; see each result for what the core does with it.
@@ -284,6 +286,17 @@ class Transport(Resource, ABC):
         Any exception is a defect of the transport: it is logged once with its traceback and
         handled like `Retry`.
         """
+
+    def describe(self) -> Mapping[str, object]:
+        """
+        What an operator should see of the last attempt, such as ``{"answer": "http 200"}``.
+
+        Asked after ``send`` or ``report``, by ``guard-agent check`` and while ``GUARD_AGENT_DEBUG``
+        is set. No secrets. Known to both are ``answer`` (text), ``body_bytes`` (bytes sent),
+        ``encoding`` (of the body), ``clock_ahead`` (seconds by which the collector's clock is
+        ahead of ours), ``tls`` (version) and ``certificate_ends`` (Unix time).
+        """
+        return {}
 
     async def report(self, status: AgentStatus) -> SendResult:  # noqa: ARG002 - for overriding
         """
@@ -315,6 +328,20 @@ class Appended:
     stored: int
     evicted: Mapping[str, int] = field(default_factory=dict)
     """Older or lower records given up to make room: destination → count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peeked:
+    """What a look into a store saw."""
+
+    records: Sequence[Record]
+    position: str
+    """For the next look, which sees what came later."""
+    passed: int = 0
+    """
+    How many came since the last look and are gone already: delivered, buried or given up. When
+    there is more to see, they are counted at the end of it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +495,21 @@ class BufferStore(Resource, ABC):
     async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
         """The dead letters kept for ``destination``, oldest first."""
 
+    async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
+        """
+        Look at up to ``limit`` records that wait for ``destination``, leased or not.
+
+        For people who look into a store that an agent uses: nothing is leased, moved or changed.
+        They come in the order in which they were appended, as far as the store knows it. ``after``
+        is the position of an earlier look, None to begin with the oldest. With ``limit`` 0 nothing
+        is read but the present end. A store that keeps records together may show more of them.
+
+        Raises:
+            NotImplementedError: one cannot look into this store, as when this is not overridden.
+        """
+        msg = f"one cannot look into the store {self.context.instance!r}"
+        raise NotImplementedError(msg)
+
     @abstractmethod
     async def replay(self, destination: str, limit: int) -> int:
         """
@@ -545,6 +587,10 @@ class Enricher(Plugin, ABC):
 
         Called once per kind at startup: compile here what can be compiled. The function is
         synchronous, must not block, and is called from any thread, also from several at a time.
-        It returns the fields, or None to drop the record (counted as ``filtered``). When it
-        raises, the record is dropped and counted: nothing half processed leaves.
+        It returns the fields, or None to drop the record (counted as ``filtered``).
+
+        When it raises or returns anything else, the record is dropped and counted: nothing half
+        processed leaves. Only a ``DERIVE`` enricher is left out instead, and no longer called after
+        five failures; that it took more than a second is one of them, because the request of the
+        application waits for it, which nothing can cut short.
         """

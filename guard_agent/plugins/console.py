@@ -43,7 +43,7 @@ class ConsoleTransport(Transport):
     settings: ConsoleSettings
 
     async def send(self, batch: Batch) -> SendResult:
-        write = _as_json if self.settings.format == "json" else _as_line
+        write = as_json if self.settings.format == "json" else as_line
         return self._write([write(record) for record in batch.records])
 
     async def report(self, status: AgentStatus) -> SendResult:
@@ -69,7 +69,8 @@ class ConsoleTransport(Transport):
         return Accepted()
 
 
-def _as_json(record: Record) -> str:
+def as_json(record: Record) -> str:
+    """One record as it is sent, on one line, with what could drive a terminal escaped."""
     text = record.payload.decode("utf-8", "replace")
     if "\n" in text or "\r" in text:  # allowed between the tokens of a JSON object
         text = orjson.dumps(orjson.loads(text)).decode()
@@ -87,7 +88,7 @@ def _json_escape(character: str) -> str:
     return "".join([f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)])
 
 
-def _as_line(record: Record) -> str:
+def as_line(record: Record) -> str:
     """
     One record for people, such as
     ``2026-01-31T12:00:00Z  ip_banned  203.0.113.7  GET /login 403  banned: too many requests``.

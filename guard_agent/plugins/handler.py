@@ -12,12 +12,14 @@ It is never named in a configuration: ``initialize_redis`` makes it. Where the p
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import os
 import secrets
 import socket
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
@@ -37,7 +39,7 @@ from guard_agent import (
 from guard_agent.plugins.memory import MemorySettings, MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 logger = logging.getLogger("guard_agent.store")
 
@@ -79,6 +81,11 @@ class HandlerStore(MemoryStore):
         self._page_of: dict[str, str] = {}
         self._outdated: set[str] = set()
         """Keys whose value says more than is still pending."""
+        self._beginning: set[str] = set()
+        """Keys that are being written for the first time: nobody knows yet what they say."""
+        self._adrift: set[str] = set()
+        """Our keys of which nobody knows whether they are the only place of what they say."""
+        self._tidying = asyncio.Lock()
         self._signed_at = self._searched_at = float("-inf")
 
     @classmethod
@@ -126,13 +133,9 @@ class HandlerStore(MemoryStore):
     async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
         if not records:
             return Appended(0)
-        key = self._new_key()
-        # From here on there may be something under the key, whatever becomes of the call.
-        self._outdated.add(key)
-        await self._write(key, records)
-        self._outdated.discard(key)
-        appended = await super().append(records, evict=evict)
-        self._enter(key, records[: appended.stored])
+        async with self._new_page(records) as key:
+            appended = await super().append(records, evict=evict)
+            self._enter(key, records[: appended.stored])
         if appended.evicted or appended.stored < len(records):
             self._outdated.add(key)
             self._strike({record.id for record in self._records.values()})
@@ -174,6 +177,27 @@ class HandlerStore(MemoryStore):
     def _new_key(self) -> str:
         self._written += 1
         return f"{self._owner}:{self._written}"
+
+    @asynccontextmanager
+    async def _new_page(self, records: Sequence[Record]) -> AsyncIterator[str]:
+        """
+        Write ``records`` down under a key of their own.
+
+        The body takes them over; when it does not come to its end the page goes away. Until then
+        nobody else touches it: an acknowledgement in between must not take it for outdated.
+        """
+        key = self._new_key()
+        self._beginning.add(key)
+        try:
+            await self._write(key, records)
+            yield key
+        except BaseException:
+            # Whatever became of the call, there may be something under the key.
+            if key not in self._adrift:
+                self._outdated.add(key)
+            raise
+        finally:
+            self._beginning.discard(key)
 
     async def _write(self, key: str, records: Iterable[Record]) -> None:
         if await self._host.call("set_key", JOURNAL, key, encode(records)) is False:
@@ -218,25 +242,34 @@ class HandlerStore(MemoryStore):
         What fails is tried again later: until then the journal says too much, and a killed process
         would have records delivered twice.
         """
-        for key in list(self._outdated):
-            page = self._pages.get(key)
-            try:
-                if page:
-                    await self._write(key, page.values())
-                else:
-                    await self._host.call("delete", JOURNAL, key)
-            except Exception as error:  # noqa: BLE001 - host meets agent: any object, any error
-                logger.debug("the journal could not be brought up to date: %s", error)
-                return
-            self._outdated.discard(key)
-            if not page:
-                self._pages.pop(key, None)
+        # One at a time: of two that write the same page the older one could come last.
+        async with self._tidying:
+            for key in self._outdated - self._beginning:
+                # Before it is written: what changes from here on makes it outdated again.
+                self._outdated.discard(key)
+                page = self._pages.get(key)
+                try:
+                    if page:
+                        await self._write(key, page.values())
+                    else:
+                        await self._host.call("delete", JOURNAL, key)
+                        self._pages.pop(key, None)
+                except Exception as error:  # noqa: BLE001 - host meets agent: any object, any error
+                    self._outdated.add(key)
+                    logger.debug("the journal could not be brought up to date: %s", error)
+                    return
+                except BaseException:
+                    self._outdated.add(key)
+                    raise
 
     async def _search(self) -> int:
         """Take over what processes wrote down that give no sign of life any more."""
         self._searched_at = self._clock()
         living: dict[str, bool] = {self._owner: True}
         taken = 0
+        for key in list(self._adrift):
+            taken += await self._take_over(key)
+            self._adrift.discard(key)
         for name in await self._host.call("keys", f"{JOURNAL}:*") or ():
             key = _behind(name, f"{JOURNAL}:")
             owner = key.rpartition(":")[0]
@@ -257,19 +290,23 @@ class HandlerStore(MemoryStore):
             logger.warning("a page of the journal cannot be read and is removed: %s", error)
             await self._host.call("delete", JOURNAL, key)
             return 0
-        own = self._new_key()
-        self._outdated.add(own)
-        await self._write(own, records)
-        # Of several processes that try, the one that removes it has it.
-        if await self._host.call("delete", JOURNAL, key) == 0:
-            return 0
-        self._outdated.discard(own)
-        appended = await super().append(records, evict=False)
-        self._enter(own, records[: appended.stored])
+        async with self._new_page(records) as own:
+            try:
+                removed = await self._host.call("delete", JOURNAL, key)
+            except BaseException:
+                # It may be gone all the same, and then ours is the last one.
+                self._adrift.add(own)
+                raise
+            # Of several processes that try, the one that removes it has it.
+            if removed == 0:
+                self._outdated.add(own)
+                return 0
+            appended = await super().append(records, evict=False)
+            self._enter(own, records[: appended.stored])
         if appended.stored < len(records):
             # No room: the rest waits under a key of nobody's, for the next search.
-            self._outdated.add(own)
             await self._host.call("set_key", JOURNAL, key, encode(records[appended.stored :]))
+            self._outdated.add(own)
         return appended.stored
 
 

@@ -143,7 +143,7 @@ Reply: TypeAlias = Answer | Callable[[Received], Answer]
 """An answer, or what makes one of the request (whose ``status`` is None then)."""
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The request is not one the ingest API takes."""
 
     def __init__(self, status: int, detail: str) -> None:
@@ -504,14 +504,13 @@ class Collector:
                 answer = self._next_answer(route, received)
                 document: dict[str, Any] = {}
                 if route != "rules" and (answer.stores or answer.results is not None):
-                    inside = self._open(body) if request.path == _ENCRYPTED else body
-                    document = _parse(route, inside)
+                    document = self._document(route, received)
                 if answer.stores:
                     self._store(route, document, answer.results or ())
                 response = self._respond(request, route, answer, document)
                 says = not answer.disconnect and answer.fault not in WORDLESS
                 self._note(replace(received, status=response.status if says else None))
-        except _RefusedError as refused:
+        except RefusedError as refused:
             answer = refused.answer
             response = _response(answer)
             self._note(replace(_received(request, body, len(wire)), status=answer.status))
@@ -539,14 +538,14 @@ class Collector:
     def _check(self, request: web.BaseRequest) -> Route:
         known = _METHODS.get(request.path)
         if known is None or (request.path == _ENCRYPTED and not self._openers):
-            raise _RefusedError(404, f"there is no {request.path}")
+            raise RefusedError(404, f"there is no {request.path}")
         route, method = known
         if request.method != method:
-            raise _RefusedError(405, f"{request.path} takes {method}")
+            raise RefusedError(405, f"{request.path} takes {method}")
         if not self._is_authentic(request):
-            raise _RefusedError(401, "the key is missing or not known")
+            raise RefusedError(401, "the key is missing or not known")
         if method == "POST" and request.content_type != "application/json":
-            raise _RefusedError(415, f"not JSON but {request.content_type}")
+            raise RefusedError(415, f"not JSON but {request.content_type}")
         return route
 
     def _is_authentic(self, request: web.BaseRequest) -> bool:
@@ -563,25 +562,30 @@ class Collector:
             hmac.compare_digest(key.encode(errors="surrogateescape"), expected) for key in given
         )
 
+    def _document(self, route: Route, received: Received) -> dict[str, Any]:
+        """What a POST brings: ``events`` and ``metrics``, or a status report."""
+        sealed = received.path == _ENCRYPTED
+        return _parse(route, self._open(received.body) if sealed else received.body)
+
     def _open(self, body: bytes) -> bytes:
         """What is inside an encrypted batch."""
         envelope = _parse("status", body)  # any object
         payload, key_id = envelope.get("encrypted_payload"), envelope.get("key_id")
         if not isinstance(payload, str) or not isinstance(key_id, (str, type(None))):
-            raise _RefusedError(422, "not an encrypted batch")
+            raise RefusedError(422, "not an encrypted batch")
         try:
             raw = b64decode(payload.encode(), altchars=b"-_", validate=True)
         except (UnicodeEncodeError, binascii.Error) as error:
-            raise _RefusedError(422, f"encrypted_payload is not base64: {error}") from error
+            raise RefusedError(422, f"encrypted_payload is not base64: {error}") from error
         if len(raw) < _NONCE + _TAG:
-            raise _RefusedError(422, "encrypted_payload is too short")
+            raise RefusedError(422, "encrypted_payload is too short")
         for name, opener in self._openers.items():
             # Where either side names no key, every key may be the one.
             if None not in (name, key_id) and name != key_id:
                 continue
             if (inside := opener(raw)) is not None:
                 return inside
-        raise _RefusedError(403, "no key opens this batch")
+        raise RefusedError(403, "no key opens this batch")
 
     def _next_answer(self, route: Route, received: Received) -> Answer:
         reply = self._next_reply(route)
@@ -712,24 +716,24 @@ def _encode_other(value: object) -> object:
     raise TypeError(msg)
 
 
-def _too_large(limit: int) -> _RefusedError:
-    return _RefusedError(413, f"the body is larger than {limit} bytes")
+def _too_large(limit: int) -> RefusedError:
+    return RefusedError(413, f"the body is larger than {limit} bytes")
 
 
 def _inflate(wire: bytes, encoding: str | None, limit: int) -> bytes:
     if encoding in (None, "identity"):
         return wire
     if encoding != "gzip":
-        raise _RefusedError(415, f"Content-Encoding {encoding} is not supported")
+        raise RefusedError(415, f"Content-Encoding {encoding} is not supported")
     inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         body = inflater.decompress(wire, limit + 1)
     except zlib.error as error:
-        raise _RefusedError(400, f"not gzip: {error}") from error
+        raise RefusedError(400, f"not gzip: {error}") from error
     if len(body) > limit:
         raise _too_large(limit)
     if not inflater.eof or inflater.unused_data:
-        raise _RefusedError(400, "not one complete gzip member")
+        raise RefusedError(400, "not one complete gzip member")
     return body
 
 
@@ -773,19 +777,19 @@ def _parse(route: Route, body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise _RefusedError(400, f"not JSON: {error}") from error
+        raise RefusedError(400, f"not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise _RefusedError(422, "not a JSON object")
+        raise RefusedError(422, "not a JSON object")
     if route == "status":
         return document
     if route not in document:
-        raise _RefusedError(422, f"has no {route}")
+        raise RefusedError(422, f"has no {route}")
     for name in ("events", "metrics"):
         records = document.get(name) or []
         if not isinstance(records, list) or not all(isinstance(item, dict) for item in records):
-            raise _RefusedError(422, f"{name} is not a list of objects")
+            raise RefusedError(422, f"{name} is not a list of objects")
         if not all(isinstance(item.get("idempotency_key", ""), str) for item in records):
-            raise _RefusedError(422, f"an idempotency_key in {name} is not a string")
+            raise RefusedError(422, f"an idempotency_key in {name} is not a string")
     return document
 
 

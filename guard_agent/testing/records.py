@@ -11,6 +11,7 @@ import orjson
 
 from guard_agent import (
     AgentConfig,
+    Batch,
     Kind,
     PluginContext,
     Priority,
@@ -89,6 +90,11 @@ def make_record(
 def make_records(amount: int, **options: Any) -> list[Record]:
     """``amount`` records, numbered from 1 up; ``options`` as for `make_record`."""
     return [make_record(n, **options) for n in range(1, amount + 1)]
+
+
+def make_batch(amount: int = 1, kind: Kind = "event", **options: Any) -> Batch:
+    """A batch of ``amount`` new records; ``options`` as for `make_record`."""
+    return Batch(kind, tuple(make_record(kind=kind, **options) for _ in range(amount)))
 
 
 def make_context(

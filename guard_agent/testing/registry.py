@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from guard_agent.core.interfaces import Plugin
 
 
-class _InCode:
-    """Offers classes through the hooks, as a plugin's module does."""
+class InCode:
+    """Offers classes through the hooks, as a plugin's module does; for `Registry.register`."""
 
     def __init__(self, classes: Iterable[type[Plugin]]) -> None:
         self._classes = tuple(classes)
@@ -39,16 +39,17 @@ class _InCode:
 
 def isolated_registry(*classes: type[Plugin]) -> Registry:
     """
-    The built-in plugins and ``classes``, each under its own name.
+    The built-in plugins and ``classes``, each under its own name, which goes before a built-in one.
 
     What is installed in the environment is neither looked at nor imported.
     """
     registry = Registry()
+    names = {cls.name for cls in classes}
     for module in (console, disk, file, handler, jsonl, memory, truncate):
         name = module.__name__.rpartition(".")[2]
-        registry.register(module, name=name, distribution="guard-agent")
-    names = {cls.name for cls in classes}
+        if name not in names:
+            registry.register(module, name=name, distribution="guard-agent")
     for name in sorted(names):
-        plugin = _InCode(cls for cls in classes if cls.name == name)
+        plugin = InCode(cls for cls in classes if cls.name == name)
         registry.register(plugin, name=name, distribution="(test)")
     return registry

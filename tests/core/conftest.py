@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from guard_agent import AgentConfig
@@ -17,9 +19,11 @@ def state_dir(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def make_agent():
+def make_agent(caplog):
     """
     Builds agents with plugins of the test; stops them at its end and checks their books.
+
+    An agent outlives a defect of its own: it logs an error and tries again. So none may be there.
     """
     agents: list[Agent] = []
 
@@ -47,3 +51,9 @@ def make_agent():
             assert getattr(destination.transport, "violations", []) == []
         for name, balance in agent.balances().items():
             assert balance.difference == 0, (name, balance)
+    logged = [*caplog.get_records("call"), *caplog.get_records("teardown")]
+    assert [
+        record.exc_text or record.getMessage()
+        for record in logged
+        if record.name == "guard_agent.worker" and record.levelno >= logging.ERROR
+    ] == []

@@ -22,7 +22,6 @@ from guard_agent import (
     RuleSource,
     Stage,
 )
-from guard_agent.client import SyncGuardAgentHandler
 from guard_agent.core.delivery.worker import THREAD_NAME
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_event, make_metric
@@ -106,6 +105,67 @@ def test_buffer_size_records_are_sent_without_a_flush(make_agent):
     transport = transport_of(agent)
     transport.wait(lambda: len(transport.accepted) == 20)
     assert len(transport.batches) == 1
+
+
+class Journal(MemoryStore):
+    """Memory, but the agent takes it for a store that outlives the process."""
+
+    name = "journal"
+    level = Level.JOURNAL
+
+
+def test_buffer_size_records_in_a_durable_store_are_sent_without_a_flush(make_agent):
+    agent = make_agent(RecordingTransport, Journal, store="journal", buffer_size=20)
+
+    for _ in range(20):
+        agent.record("event", make_event())
+
+    transport = transport_of(agent)
+    transport.wait(lambda: len(transport.accepted) == 20)
+
+
+def test_what_an_owner_that_is_gone_had_leased_is_sent_without_a_flush(make_agent, monkeypatch):
+    class Shared(Journal):
+        name = "shared"
+
+        async def append(self, records, *, evict):
+            appended = await super().append(records, evict=evict)
+            assert await self.lease("recording", 100, 1 << 20, ttl=0.05)
+            return appended
+
+    monkeypatch.setattr("guard_agent.core.delivery.worker._EXPIRY_INTERVAL", 0.02)
+    agent = make_agent(RecordingTransport, Shared, store="shared")
+
+    agent.record("event", make_event())
+
+    transport = transport_of(agent)
+    transport.wait(lambda: len(transport.accepted) == 1)
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_store_that_begins_anew_loses_exactly_what_it_held(make_agent, lost):
+    class Anew(Journal):
+        name = "anew"
+        resets = 0
+
+        async def open(self):
+            stores.append(self)
+
+    stores = []
+    agent = make_agent(scripted(Accepted(), *[Retry("down", after=60)] * 9), Anew, store="anew")
+    agent.record("event", make_event())
+    agent.flush().result(5)
+    for _ in range(lost):
+        agent.record("event", make_event())
+    agent.flush().result(5)
+    assert look(agent).pending == lost
+
+    (store,) = stores
+    MemoryStore.__init__(store, store.settings, store.context)
+    store.resets = 1
+
+    assert look(agent).dropped == ({"store_reset": lost} if lost else {})
+    assert look(agent).pending == 0
 
 
 def test_flush_interval_sends_what_is_there(make_agent):
@@ -450,25 +510,6 @@ def test_flush_returns_when_the_collector_makes_it_wait(make_agent):
 
     assert look(agent).pending == 1
     assert len(transport_of(agent, "scripted").batches) == 1
-
-
-def test_p11_an_on_error_callback_that_raises_harms_nobody(make_agent, caplog):
-    calls = []
-
-    def callback(stage, error, context):
-        calls.append((stage, str(error), context["destination"]))
-        raise SystemExit(3)
-
-    agent = make_agent(
-        scripted(Retry("down"), Retry("down")), on_error=callback, backoff_factor=0.001
-    )
-    agent.record("event", make_event())
-    agent.flush()
-    transport = transport_of(agent, "scripted")
-    transport.wait(lambda: len(transport.accepted) == 1)
-
-    assert calls == [("transport_send", "down", "scripted")] * 2
-    assert caplog.text.count("on_error callback raised") == 1
 
 
 def test_status_reports_go_out_and_carry_the_books(make_agent):
@@ -885,28 +926,6 @@ def test_what_comes_in_while_a_run_is_built_in_the_same_thread_does_not_deadlock
     agents[0].start()
 
     agents[0].record("event", make_event())
-
-
-def test_p11_a_callback_that_stops_the_agent_does_not_wait_for_itself(make_agent):
-    handler = SyncGuardAgentHandler.__new__(SyncGuardAgentHandler)
-    stopped = threading.Event()
-
-    def callback(*_):
-        handler.flush_buffer()
-        handler.get_status()
-        handler.stop()
-        stopped.set()
-
-    agent = handler._agent = make_agent(
-        scripted(Retry("down")), on_error=callback, stop_timeout=5, timeout=60
-    )
-    agent.record("event", make_event())
-    agent.flush()
-    stopped.wait(30)
-
-    agent.stop().result(30)
-
-    assert agent.balances()["scripted"].delivered == 1
 
 
 def test_the_books_agree_while_records_come_and_go(make_agent):

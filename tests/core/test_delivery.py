@@ -17,7 +17,7 @@ from guard_agent import (
     SendResult,
     TooLarge,
 )
-from guard_agent.core.delivery.destination import Destination
+from guard_agent.core.delivery.destination import MAX_EXTRA_REQUESTS, Destination
 from guard_agent.core.delivery.gate import Gate, GateState
 from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
 from guard_agent.core.ledger import DestinationBooks
@@ -227,6 +227,66 @@ async def test_c09_when_everything_is_refused_it_pauses_instead_of_burying_it_al
     await bench.check_books()
 
 
+async def test_c09_what_splitting_one_lease_may_cost_is_bounded(bench):
+    """
+    Every third record is refused: what one attempt does not come to waits for the next one.
+    """
+
+    def answer(batch):
+        refused = [record for record in batch.records if b"poison" in record.payload]
+        return Reject("poison", status=422) if refused else Accepted()
+
+    bench = bench(*[answer] * 5_000)
+    await bench.fill(*[make_record(reason="good" if n % 3 else "poison") for n in range(300)])
+
+    assert await bench.attempt() == 0
+    first = len(bench.transport.batches)
+    assert first == 1 + MAX_EXTRA_REQUESTS
+    while await bench.attempt() is not None:
+        assert len(bench.transport.batches) - first <= 1 + MAX_EXTRA_REQUESTS
+        first = len(bench.transport.batches)
+        bench.now += 60
+
+    assert (bench.books.delivered, bench.books.buried) == (200, 100)
+    await bench.check_books()
+
+
+async def test_c09_seven_refused_alone_are_no_reason_to_pause_and_eight_are(bench):
+    no = Reject("bad", status=400)
+    bench = bench(*[no] * 7, Accepted(), *[no] * 7, Accepted(), *[no] * 8, max_records=1)
+    await bench.fill(*records(30))
+
+    delays = [await bench.attempt() for _ in range(24)]
+
+    assert delays == [0] * 23 + [3.75]
+    assert bench.gate.state is GateState.PAUSED
+    assert bench.books.buried == 22
+
+
+async def test_c09_a_refusal_ends_an_outage_as_long_as_it_may_be_the_record(bench):
+    no = Reject("bad", status=400)
+    bench = bench(*[no] * 6, *[Retry("down")] * 4, no, max_records=1)
+    await bench.fill(*records(8))
+    for _ in range(10):
+        bench.now += await bench.attempt()
+    assert bench.gate.state is GateState.OPEN
+
+    await bench.attempt()
+
+    assert bench.gate.state is GateState.CLOSED
+    assert bench.books.buried == 7
+
+
+async def test_c09_the_first_record_that_is_refused_is_named_in_the_log(bench, caplog):
+    bench = bench(Reject("no timestamp"), Reject("no timestamp"), max_records=1)
+    await bench.fill(*records(2))
+
+    for _ in range(2):
+        await bench.attempt()
+        assert caplog.text.count("they are buried: no timestamp") == 1
+        assert bench.books.last_error == "no timestamp"
+
+
 async def test_c08_a_batch_that_is_too_large_is_split_by_bytes_and_stays_split(bench):
     def judge(batch: Batch) -> SendResult:
         return TooLarge() if batch.size > 4_000 else Accepted()
@@ -250,6 +310,40 @@ async def test_a_named_limit_is_kept_from_the_next_batch_on(bench):
 
     assert all(batch.size <= 2_000 for batch in bench.transport.batches[-5:])
     assert bench.books.delivered == 100
+
+
+@pytest.mark.parametrize(
+    ("sizes", "split"),
+    [([100] * 4, [2, 2]), ([100, 100, 100, 3_000], [3, 1]), ([3_000, 100, 100, 100], [1, 3])],
+)
+async def test_c08_the_halves_of_a_batch_that_is_too_large_have_about_the_same_size(
+    bench, sizes, split
+):
+    bench = bench(TooLarge())
+    await bench.fill(*[make_record(size=size) for size in sizes])
+
+    await bench.run()
+
+    assert batch_sizes(bench) == [4, *split]
+
+
+async def test_c08_a_limit_that_was_learned_holds_for_the_rest_of_the_lease(bench):
+    bench = bench(TooLarge(limit=2_000))
+    await bench.fill(*records(4, size=1_500))
+
+    await bench.run()
+
+    assert batch_sizes(bench) == [4, 1, 1, 1, 1]
+
+
+async def test_c08_many_records_that_are_too_large_are_no_reason_to_pause(bench):
+    bench = bench(*[TooLarge()] * 20, max_records=1)
+    await bench.fill(*records(20, size=9_000))
+
+    await bench.run()
+
+    assert bench.books.buried == 20
+    assert bench.books.failures == 0
 
 
 async def test_c08_a_single_record_that_is_too_large_is_buried(bench):
@@ -287,6 +381,7 @@ async def test_a_partial_answer_that_rejects_everything_buries_everything(bench)
     await bench.run()
 
     assert bench.books.buried == 2
+    assert len(bench.errors) == 1, "told once for each reason"
     assert bench.gate.state is GateState.CLOSED
 
 
@@ -294,6 +389,8 @@ async def test_p11_a_transport_that_raises_is_retried_and_named_once(bench, capl
     bench = bench(ValueError("defect"), ValueError("defect"))
     await bench.fill(*records(2))
 
+    bench.now += await bench.attempt()
+    assert bench.books.last_error == "ValueError: defect"
     await bench.run()
 
     assert bench.books.delivered == 2
@@ -304,13 +401,14 @@ async def test_p11_a_transport_that_raises_is_retried_and_named_once(bench, capl
 
 
 async def test_a_transport_that_returns_nothing_is_retried(bench, caplog):
-    bench = bench(lambda _: None)
+    bench = bench(lambda _: None, lambda _: None)
     await bench.fill(*records(1))
 
     await bench.run()
 
     assert bench.books.delivered == 1
-    assert "NoneType instead of a SendResult" in caplog.text
+    assert bench.books.failures == 2
+    assert caplog.text.count("NoneType instead of a SendResult") == 1
 
 
 async def test_a_transport_that_cannot_open_is_opened_again(bench):
@@ -661,6 +759,18 @@ async def test_on_error_names_the_stages_of_3_x(bench, kind):
         (f"flush_{kind}s", "defect", {"destination": bench.name, "batch_size": 1}),
         ("transport_send", "the collector answered 422: bad", about),
     ]
+
+
+@pytest.mark.parametrize("answer", [Accepted(), Partial()], ids=repr)
+async def test_c24_after_an_outage_the_growing_batches_have_pauses_between_them(bench, answer):
+    bench = bench(*[Retry("down")] * 4, answer)
+    await bench.fill(*records(10))
+    for _ in range(4):
+        bench.now += await bench.attempt()
+
+    assert await bench.attempt() == 0
+    assert bench.books.delivered == 1
+    assert await bench.attempt() == 0.5, "half a second, for `random` is 0.5"
 
 
 async def test_c04_a_burst_of_errors_is_waited_out_and_then_everything_goes(bench):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -101,6 +102,26 @@ def test_p17_after_five_minutes_of_outage_no_minute_has_more_than_two_requests(
         assert all(sum(at <= other < at + 60 for other in late) <= 2 for at in late)
 
 
+@pytest.mark.parametrize("result", [DOWN, BUSY, REFUSED])
+def test_p17_in_the_fifth_day_of_an_outage_the_backoff_is_what_it_was(result):
+    gate = Gate(rate=10, backoff=1.0, failure_threshold=4, random=random.Random(17).random)
+    day, now, sent = 86_400.0, 0.0, []
+    while now < 5 * day:
+        if (delay := gate.acquire(now)) > 0:
+            now += delay
+            continue
+        sent.append(now)
+        assert 0 < gate.failed(result, now) <= MAX_BACKOFF
+
+    pauses = [later - earlier for earlier, later in itertools.pairwise(sent)]
+    last = [pause for at, pause in zip(sent, pauses, strict=False) if at >= 4 * day]
+    assert len(last) > 1_000
+    assert all(MAX_BACKOFF / 2 <= pause <= MAX_BACKOFF for pause in last)
+    gate.acquire(now + gate.delay(now))
+    gate.succeeded()
+    assert (gate.state, gate.failures) == (GateState.CLOSED, 0)
+
+
 def test_success_forgets_the_backoff():
     gate = make_gate()
     now = fail(gate, 3)
@@ -111,6 +132,29 @@ def test_success_forgets_the_backoff():
     assert gate.failures == 0
     assert gate.delay(now) == 0
     assert gate.failed(DOWN, now) == 0.5
+
+
+@pytest.mark.parametrize("answer", [Gate.succeeded, Gate.answered])
+@pytest.mark.parametrize(("result", "first"), [(DOWN, 5.0), (REFUSED, 5.0), (BUSY, 1.0)])
+def test_after_an_answer_the_rests_begin_again_with_the_shortest(answer, result, first):
+    gate = make_gate(draw=1.0, backoff=1.0, threshold=1)
+    now = fail(gate, 4, result=result)
+    now += gate.delay(now)
+    gate.acquire(now)
+
+    answer(gate)
+
+    assert gate.failed(result, now) == first
+
+
+def test_an_answer_ends_a_rest_at_once_also_in_the_first_second():
+    gate = make_gate()
+    gate.failed(Retry("busy", after=0.25, throttled=True), 0.0)
+    assert gate.acquire(0.25) == 0
+
+    gate.succeeded(0.25)
+
+    assert gate.delay(0.25) == 0
 
 
 def test_success_is_news_only_after_trouble():
@@ -145,7 +189,7 @@ def test_exactly_one_probe_is_let_through():
 
     assert gate.acquire(now) == 0
     assert gate.state is GateState.HALF_OPEN
-    assert all(gate.acquire(now + later, urgent=True) > 0 for later in range(100))
+    assert all(0 < gate.acquire(now + later, urgent=True) <= 1 for later in range(100))
 
 
 def test_a_failed_probe_rests_longer():
@@ -243,6 +287,12 @@ def test_c05_throttling_never_opens_the_breaker():
         gate.failed(BUSY, 0.0)
         assert gate.state is GateState.THROTTLED
     assert gate.failures == 0
+
+
+def test_c05_throttling_backs_off_like_a_failure():
+    gate = make_gate(draw=0.5, backoff=2.0)
+
+    assert [gate.failed(BUSY, 0.0) for _ in range(5)] == [1.0, 2.0, 4.0, 8.0, 16.0]
 
 
 def test_throttled_one_request_at_a_time():

@@ -12,7 +12,7 @@ import pytest
 from guard_agent import BufferStore, Lease, Level
 from guard_agent.core.delivery.lanes import Lanes
 from guard_agent.plugins.memory import MemoryStore
-from guard_agent.testing.contracts import BufferStoreContract
+from guard_agent.testing.contracts.buffer_store import BufferStoreBehaviour
 from guard_agent.testing.records import make_context, make_record
 
 
@@ -94,7 +94,7 @@ class Bench:
         self.now += 60
 
 
-class TestBothUp(BufferStoreContract):
+class TestBothUp(BufferStoreBehaviour):
     """As long as all is well it behaves like one store."""
 
     def make_store(self, context):
@@ -106,7 +106,7 @@ class TestBothUp(BufferStoreContract):
         return Lanes(MemoryStore(MemoryStore.Settings(), context), durable)
 
 
-class TestMemoryOnly(BufferStoreContract):
+class TestMemoryOnly(BufferStoreBehaviour):
     def make_store(self, context):
         return Lanes(MemoryStore(MemoryStore.Settings(), context), None)
 
@@ -203,6 +203,7 @@ async def test_an_outage_is_said_once_and_so_is_its_end(caplog):
     for _ in range(20):
         await bench.append(1)
         await bench.lanes.stats()
+        assert len(caplog.records) == 1
         bench.now += 60
     bench.come_back()
     await bench.append(1)
@@ -219,16 +220,20 @@ async def test_a_store_that_can_be_opened_but_takes_nothing_is_said_once(caplog)
     bench = Bench()
     await bench.lanes.open()
     append = bench.durable.append
+    tries = []
 
     async def refuse(records, *, evict):
+        tries.append(bench.now)
         raise OSError("no space left")
 
     bench.durable.append = refuse
     for _ in range(20):
         await bench.append(1)
+        assert "no space left" in bench.lanes.trouble
         await bench.lanes.stats()
         bench.now += 60
     assert len(caplog.records) == 1
+    assert len(tries) == len(set(tries)) == 20, "it is tried once, not again for the next record"
     bench.durable.append = append
     await bench.append(1)
 
@@ -237,6 +242,49 @@ async def test_a_store_that_can_be_opened_but_takes_nothing_is_said_once(caplog)
         "the store durable works again",
     ]
     assert await bench.pending(bench.durable) == 21
+
+
+async def test_a_store_that_comes_back_full_is_not_said_to_work_each_time_it_opens(caplog):
+    caplog.set_level(logging.WARNING)
+    bench = Bench(away=True)
+    await bench.lanes.open()
+    await bench.append(1)
+
+    async def refuse(records, *, evict):
+        raise OSError("no space left")
+
+    bench.durable.append = refuse
+    bench.durable.away = False
+    for _ in range(20):
+        bench.now += 60
+        await bench.append(1)
+
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "the store durable is not available",
+        "the store durable works again",
+        "the store durable is not available",
+    ]
+
+
+async def test_an_outage_without_anything_to_store_ends_when_the_store_opens():
+    bench = Bench(away=True)
+    await bench.lanes.open()
+    for _ in range(2):
+        assert bench.lanes.failures == 1
+        bench.come_back()
+        assert await bench.lease() is None
+        assert (bench.lanes.failures, bench.lanes.trouble) == (0, None)
+        bench.durable.away = True
+        assert await bench.lease() is None
+
+
+async def test_it_describes_the_durable_store_when_there_is_one():
+    bench = Bench()
+    memory = Lanes(bench.memory, None)
+
+    assert bench.lanes.describe() == {"name": "durable", **bench.durable.describe()}
+    assert memory.describe() == {"name": bench.memory.context.instance, **bench.memory.describe()}
+    assert bench.lanes.context is bench.memory.context
 
 
 async def test_with_two_destinations_what_is_in_memory_is_delivered_from_there():
@@ -358,6 +406,7 @@ async def test_dead_letters_of_both_lanes_are_replayed_and_stay_while_the_store_
     durable.away = True
     with pytest.raises(ConnectionError):
         await lanes.replay("one", 10)
+    assert "the store is away" in lanes.trouble
     assert len(await memory.dead_letters("one")) == 1
 
     durable.away = False
@@ -368,3 +417,14 @@ async def test_dead_letters_of_both_lanes_are_replayed_and_stay_while_the_store_
     assert await lanes.replay("one", 10) == 0
     assert (await lanes.stats())["one"].ready == 2
     await lanes.close()
+
+
+async def test_while_the_store_is_away_the_dead_letters_in_memory_can_be_replayed():
+    bench = Bench(away=True)
+    await bench.lanes.open()
+    await bench.append(1)
+    lease = await bench.lease()
+    await bench.lanes.bury(lease, list(lease.entries), "refused")
+
+    assert await bench.lanes.replay("one", 10) == 1
+    assert (await bench.lanes.stats())["one"].ready == 1

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+import time
 from collections import UserDict
 from datetime import datetime, timedelta, timezone, tzinfo
 from types import SimpleNamespace
@@ -491,6 +492,40 @@ def test_p11_a_deriving_enricher_that_fails_is_left_out_and_disabled_after_five(
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.ERROR]
     assert "geo" in caplog.text
     assert "disabled" in caplog.records[1].message
+
+
+def test_p11_a_deriving_enricher_that_is_slow_is_disabled_after_five(caplog):
+    """Nothing can cut it off in the thread of the application, but it need not be called again."""
+    calls = []
+
+    def dawdle(fields):
+        calls.append(1)
+        time.sleep(0.005)
+        return {**fields, "seen": True}
+
+    pipeline = Pipeline([Step(dawdle, Stage.DERIVE, instance="geo")], slow=0.001)
+
+    seen = [decode(pipeline.encode("event", make_event())).get("seen") for _ in range(20)]
+
+    assert seen == [True] * 5 + [None] * 15
+    assert len(calls) == 5
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.ERROR]
+    assert "'geo' took longer than 0.001 s" in caplog.messages[0]
+    assert "disabled" in caplog.messages[1]
+
+
+def test_p11_a_redactor_that_is_slow_is_never_left_out():
+    calls = []
+
+    def dawdle(fields):
+        calls.append(1)
+        time.sleep(0.005)
+        return fields
+
+    pipeline = Pipeline([Step(dawdle, Stage.REDACT)], slow=0.001)
+
+    assert all(isinstance(pipeline.encode("event", make_event()), Record) for _ in range(8))
+    assert len(calls) == 8
 
 
 def test_a_failure_of_one_kind_does_not_disable_the_other():

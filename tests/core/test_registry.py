@@ -14,7 +14,7 @@ import pytest
 
 import guard_agent
 from guard_agent import Accepted, Transport, hookimpl
-from guard_agent.core.assembly.problems import CODES
+from guard_agent.core.assembly.codes import CODES
 from guard_agent.core.assembly.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -432,7 +432,7 @@ def test_every_code_in_use_is_explained_and_every_explained_code_is_in_use():
     used = {
         code
         for path in folder.rglob("*.py")
-        if path.name != "problems.py"
+        if path.name != "codes.py"
         for code in re.findall(r'"(GA\d{3})"', path.read_text())
     }
 

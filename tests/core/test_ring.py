@@ -35,7 +35,8 @@ class Bench:
         self.wakes += 1
 
     def put(self, n, priority=CHANGE, *, size=None, evict=True):
-        return self.ring.put(make_record(n, priority=priority, size=size), evict=evict)
+        kind = "metric" if priority is METRIC else "event"
+        return self.ring.put(make_record(n, kind=kind, priority=priority, size=size), evict=evict)
 
     def take(self, limit=1_000):
         return self.ring.take(limit)
@@ -202,6 +203,26 @@ def test_as_many_are_evicted_as_the_bytes_need():
     bench.assert_balanced()
 
 
+def test_no_more_are_evicted_than_the_bytes_need():
+    bench = Bench(max_bytes=1_000)
+    for n in range(4):
+        bench.put(n, METRIC, size=250)
+
+    bench.put(9, ATTACK, size=500)
+
+    assert bench.ids() == ["9", "2", "3"]
+    assert bench.ring.bytes == 1_000
+
+
+def test_a_newcomer_may_need_all_the_bytes_there_are():
+    bench = Bench(max_bytes=1_000)
+    bench.put(1, METRIC, size=600)
+
+    bench.put(2, ATTACK, size=1_000)
+
+    assert bench.ids() == ["2"]
+
+
 def test_what_is_in_transit_is_not_evicted():
     bench = Bench(max_records=2)
     bench.put(1, METRIC)
@@ -246,6 +267,31 @@ def test_abandon_gives_up_what_waits_and_what_was_taken():
     bench.assert_balanced()
 
 
+def test_abandon_books_the_metrics_that_wait_as_metrics():
+    bench = Bench()
+    for n, priority in enumerate([METRIC, CHANGE, METRIC]):
+        bench.put(n, priority)
+
+    bench.ring.abandon(DropReason.SHUTDOWN)
+
+    assert bench.ledger.dropped == {DropReason.SHUTDOWN: 3}
+    assert bench.ledger.dropped_metrics == 2
+
+
+def test_abandon_ends_the_pressure_and_leaves_a_ring_that_works():
+    bench = Bench(max_records=3, wake_at=2)
+    for n in range(3):
+        bench.put(n)
+    assert bench.ring.under_pressure()
+
+    bench.ring.abandon(DropReason.SHUTDOWN)
+
+    assert not bench.ring.under_pressure()
+    assert bench.put(4)
+    assert bench.ids() == ["4"]
+    bench.assert_balanced()
+
+
 @pytest.mark.parametrize("late", ["done", "put_back"])
 def test_what_comes_back_after_abandon_is_not_booked_twice(late):
     bench = Bench()
@@ -264,6 +310,10 @@ def test_a_drop_before_the_ring_is_booked():
     bench.ring.drop(DropReason.INVALID, "event")
 
     assert bench.ledger.dropped == {DropReason.INVALID: 1}
+    assert (bench.ledger.accepted_metrics, bench.ledger.dropped_metrics) == (0, 0)
+    bench.ring.drop(DropReason.INVALID, "metric")
+    assert bench.ledger.dropped == {DropReason.INVALID: 2}
+    assert (bench.ledger.accepted_metrics, bench.ledger.dropped_metrics) == (1, 1)
     bench.assert_balanced()
 
 
@@ -318,6 +368,27 @@ def test_pressure_ends_when_enough_is_done():
     assert not bench.ring.under_pressure()
     bench.put(5)
     assert bench.wakes == 3
+
+
+def test_pressure_lasts_as_long_as_the_flush_size_is_there():
+    bench = Bench(wake_at=3)
+    for n in range(5):
+        bench.put(n)
+
+    bench.ring.done(bench.take(2))
+    assert bench.ring.under_pressure()
+    bench.ring.done(bench.take(1))
+    assert not bench.ring.under_pressure()
+
+
+@pytest.mark.parametrize("limits", [{"wake_at": 1}, {"max_records": 1, "watermark": 0.5}], ids=str)
+def test_the_least_flush_size_is_one_record(limits):
+    bench = Bench(**limits)
+    assert not bench.ring.under_pressure()
+
+    bench.put(1)
+
+    assert bench.ring.under_pressure()
 
 
 def test_what_is_dropped_wakes_nobody():
@@ -390,6 +461,17 @@ def test_who_was_not_refused_does_not_wait():
     bench.put(1)
 
     bench.ring.wait_for_room(3600)
+
+
+def test_who_was_refused_does_not_wait_when_something_was_taken_over_since():
+    bench = Bench(max_records=1)
+    bench.put(1)
+    assert not bench.put(2, evict=False)
+    bench.ring.done(bench.take())
+
+    bench.ring.wait_for_room(3600)
+
+    assert bench.put(2, evict=False)
 
 
 @pytest.mark.parametrize("end", ["close", "abandon"])
@@ -502,16 +584,37 @@ class RingMachine(RuleBasedStateMachine):
     def start(self, max_records, max_bytes):
         self.bench = Bench(max_records=max_records, max_bytes=max_bytes, wake_at=3)
         self.limits = max_records, max_bytes
+        self.put_so_far = {}
         self.taken = []
-        self.done = 0
+        self.done = []
 
     @rule(priority=st.sampled_from(Priority), size=st.integers(120, 400), evict=st.booleans())
     def put(self, priority, size, evict):
         before = self.bench.ids()
-        accepted = self.bench.put(None, priority, size=size, evict=evict)
-        if not accepted:
-            assert not evict
-            assert self.bench.ids() == before
+        fits, fits_when_others_give_way = self.fits(before, priority, size)
+        n = len(self.put_so_far)
+        self.put_so_far[str(n)] = priority, size
+
+        accepted = self.bench.put(n, priority, size=size, evict=evict)
+
+        after = self.bench.ids()
+        assert accepted == (evict or fits)
+        assert (str(n) in after) == (fits or (evict and fits_when_others_give_way))
+        if str(n) not in after:
+            assert after == before, "nothing gives way for what is dropped all the same"
+
+    def fits(self, waiting, priority, size):
+        """Whether a record fits, and whether it does when all that may give way for it does."""
+        count, length = len(self.bench.ring), self.bench.ring.bytes + size
+        lower = [self.put_so_far[n][1] for n in waiting if self.put_so_far[n][0] <= priority]
+        return (
+            count < self.limits[0] and length <= self.limits[1],
+            count - len(lower) < self.limits[0] and length - sum(lower) <= self.limits[1],
+        )
+
+    @rule(kind=st.sampled_from(["event", "metric"]))
+    def drop(self, kind):
+        self.bench.ring.drop(DropReason.INVALID, kind)
 
     @rule(limit=st.integers(0, 4))
     def take(self, limit):
@@ -523,7 +626,7 @@ class RingMachine(RuleBasedStateMachine):
         count = data.draw(st.integers(0, len(self.taken)))
         self.bench.ring.done(self.taken[:count])
         self.bench.ring.put_back(self.taken[count:])
-        self.done += count
+        self.done += self.taken[:count]
         self.taken = []
 
     @invariant()
@@ -532,7 +635,9 @@ class RingMachine(RuleBasedStateMachine):
         assert len(ring) <= self.limits[0]
         assert ring.bytes <= self.limits[1]
         assert ring.waiting == len(ring) - len(self.taken)
-        assert ledger.accepted == sum(ledger.dropped.values()) + self.done + len(ring)
+        assert ledger.accepted == sum(ledger.dropped.values()) + len(self.done) + len(ring)
+        metrics = sum(record.kind == "metric" for record in [*self.taken, *self.done])
+        assert ledger.accepted_metrics == ledger.dropped_metrics + metrics + ring.metrics
 
 
 TestRingMachine = RingMachine.TestCase

@@ -99,3 +99,4 @@ def test_it_is_always_between_the_floor_and_what_is_configured(most, steps):
         else:
             limit.refused(size, named, now)
         assert min(LEAST, most) <= limit.value <= most
+        assert isinstance(limit.value, int), "a number of bytes"

@@ -13,8 +13,7 @@ import pytest
 from guard_agent import AgentConfig, client, guard_agent
 from guard_agent.testing.collector import Collector
 from guard_agent.testing.records import make_event
-
-pytest_plugins = ["guard_agent.testing.redis_server"]
+from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
 
 APPS = Path(__file__).parent / "apps"
 
@@ -87,18 +86,19 @@ def test_a_wsgi_adapter_inside_a_running_loop_reports_and_takes_rules(run, colle
 
 
 def test_r06_a_redis_that_freezes_never_blocks_the_sync_face(
-    redis_server, collector, tmp_path, monkeypatch
+    request, collector, tmp_path, monkeypatch
 ):
     """
     Waiting once for each record, however short, would take minutes.
     """
     monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    server = request.getfixturevalue("redis_server")
     config = AgentConfig(
         api_key="test-key-0123",
         endpoint=collector.url,
         store="redis",
-        plugins={"redis": {"url": redis_server.url}},
+        plugins={"redis": {"url": server.url}},
     )
     if client._process.agent is not None:
         client._process.agent.stop().result(30)
@@ -106,7 +106,7 @@ def test_r06_a_redis_that_freezes_never_blocks_the_sync_face(
     try:
         agent.send_event(make_event(reason="before"))
         assert agent.flush_to_store()
-        with redis_server.frozen():
+        with server.frozen():
             for number in range(2000):
                 agent.send_event(make_event(reason=f"frozen {number}"))
             agent.flush_buffer()

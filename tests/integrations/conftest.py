@@ -1,34 +1,15 @@
-"""A collector, and an agent that no test leaves behind."""
+"""What the tests of the integrations share."""
 
 from __future__ import annotations
 
 import pytest
 
-from guard_agent import AgentConfig, client
-from guard_agent.testing.collector import Collector
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
+from guard_agent import AgentConfig
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    forget_agent()
-    yield
-    forget_agent()
-
-
-def forget_agent() -> None:
-    """As in a process that has made none."""
-    if client._process.agent is not None:
-        client._process.agent.stop().result(30)
-    client._process.agent = None
+def alone(surroundings):
+    """Every test here."""
 
 
 @pytest.fixture

@@ -202,6 +202,15 @@ def test_the_command_lists_the_plugins(installed, elsewhere):
     assert expected - words == set(), listing
 
 
+def test_the_command_writes_a_package(installed, elsewhere):
+    """Its templates are in the wheel."""
+    run([str(installed / "guard-agent"), "new", "transport", "my-collector"], **elsewhere)
+
+    made = Path(elsewhere["cwd"]) / "guard-agent-my-collector"
+    assert (made / "src" / "guard_agent_my_collector" / "__init__.py").is_file()
+    assert (made / "tests" / "test_contract.py").is_file()
+
+
 def test_one_event_is_delivered_once(installed, elsewhere, collector):
     script = Path(elsewhere["cwd"]) / "send.py"
     script.write_text(SEND, encoding="utf-8")

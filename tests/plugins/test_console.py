@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 import pytest
 
 from guard_agent import Accepted, AgentStatus, Batch, Record, Retry
-from guard_agent.plugins import console
 from guard_agent.plugins.console import ConsoleSettings, ConsoleTransport
 from guard_agent.testing.records import make_context, make_record
 
@@ -44,11 +43,6 @@ def event(**fields):
 def metric(**fields):
     values = {"timestamp": "2026-01-31T12:00:00Z", "metric_type": "response_time", "value": 0.25}
     return make_record(1, kind="metric", **{**values, **fields})
-
-
-def test_the_hook_offers_the_transport_under_its_name():
-    assert console.guard_agent_transports() == [ConsoleTransport]
-    assert ConsoleTransport.name == "console"
 
 
 async def test_an_event_is_one_readable_line_on_stderr(capsys):

@@ -16,10 +16,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from guard_agent import Appended, Level, Priority, Record
-from guard_agent.plugins import disk
 from guard_agent.plugins.disk import DiskSettings, DiskStore, DiskStoreError
 from guard_agent.testing.contracts import BufferStoreContract
-from guard_agent.testing.contracts.state_machine import STATES, BufferStoreMachine
 from guard_agent.testing.records import make_context, make_record, make_records
 
 BIG = 1 << 30
@@ -31,29 +29,17 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="modes, owners a
 
 
 class TestDiskStoreContract(BufferStoreContract):
-    dead_letter_limit = 5
+    plugin = DiskStore
+    dead_letter_limit = 40
 
     def make_store(self, context):
         config = context.config
         settings = DiskSettings(
             max_records=config.max_buffer_records,
             max_bytes=config.max_buffer_bytes,
-            max_dead_letters=5,
+            max_dead_letters=40,
         )
         return DiskStore(settings, context)
-
-
-class DiskStoreMachine(BufferStoreMachine):
-    def make_store(self, context):
-        config = context.config
-        settings = DiskSettings(
-            max_records=config.max_buffer_records, max_bytes=config.max_buffer_bytes
-        )
-        return DiskStore(settings, context)
-
-
-TestDiskStoreStates = DiskStoreMachine.TestCase
-TestDiskStoreStates.settings = STATES
 
 
 # --- what the tests are written with --------------------------------------------------------------
@@ -126,9 +112,7 @@ def make_store(folder, destinations=("one",), **options):
 # --- what survives --------------------------------------------------------------------------------
 
 
-def test_the_hook_offers_the_store_under_its_name():
-    assert disk.guard_agent_buffer_stores() == [DiskStore]
-    assert DiskStore.name == "disk"
+def test_what_it_keeps_survives_the_process():
     assert DiskStore.level is Level.JOURNAL
 
 
@@ -908,7 +892,7 @@ async def test_a_cancelled_append_or_lease_that_waits_does_not_happen(folder):
 
 async def test_p08_no_lease_is_lost_wherever_it_is_cancelled(folder):
     """
-    FAULTS P08: cancelled after any number of steps, the records are ready again.
+    Cancelled after any number of steps, the records are ready again.
     """
     finished = 0
     async with opened(folder) as store:
@@ -951,7 +935,7 @@ def integrity(path):
 @posix_only
 def test_s06_a_fork_with_an_open_store_harms_neither_side(folder):
     """
-    FAULTS S06: a fork storm, with transactions under way. Each child has a store of its own.
+    A fork storm, with transactions under way. Each child has a store of its own.
     """
     code = (
         PREAMBLE
@@ -1122,7 +1106,7 @@ for ours in children:
 )
 def test_s01_a_failing_system_call_is_an_error_or_nothing_and_passes(folder, call, when, error):
     """
-    FAULTS S01: what was confirmed stays, and the store goes on when the disk does.
+    What was confirmed stays, and the store goes on when the disk does.
     """
     code = (
         PREAMBLE
@@ -1155,3 +1139,58 @@ asyncio.run(main())
 
     assert failed > 0
     assert integrity(make_store(folder).path) == [("ok",)]
+
+
+COMPACT = (
+    PREAMBLE
+    + """
+async def main():
+    store = make_store(sys.argv[1], sync="full")
+    await store.open()
+    store._database.vacuum(above=0)
+    await store.close()
+asyncio.run(main())
+"""
+)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace kills at a system call")
+@pytest.mark.parametrize("call", ["pwrite64", "fdatasync", "ftruncate"])
+async def test_p01_a_kill_while_the_file_is_made_smaller_loses_nothing(folder, call):
+    """
+    At the first such system call of a process that opens, compacts and closes, at the third, the
+    ninth and so on, until it comes to its end.
+    """
+    kills, when = 0, 1
+    async with opened(folder, sync="full") as store:
+        await store.append([make_record(n, size=4_000) for n in range(160)], evict=False)
+        lease = await store.lease("one", 60, BIG, LONG)
+        await store.ack(lease, list(lease.entries))
+        kept = (await store.stats())["one"].ready
+    path = make_store(folder).path
+    size = path.stat().st_size
+    while True:
+        inject = f"inject={call}:signal=SIGKILL:when={when}"
+        done = subprocess.run(
+            [
+                *("strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", inject),
+                *(sys.executable, "-c", COMPACT, str(folder)),
+            ],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        kills += 1
+        when = 3 * when if call == "pwrite64" else when + 1
+        async with opened(folder) as store:
+            assert (await store.stats())["one"].ready == kept == 100
+        assert integrity(path) == [("ok",)]
+
+    assert kills
+    assert path.stat().st_size < size, "it was made smaller"
+    async with opened(folder) as store:
+        lease = await store.lease("one", 1_000, BIG, LONG)
+        assert len(lease.entries) == kept

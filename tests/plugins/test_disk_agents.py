@@ -1,5 +1,5 @@
 """
-Whole agents on a disk that fails (FAULTS S01 to S06).
+Whole agents on a disk that fails (S01 to S06 of docs/reliability.md).
 
 `Host` checks in every test what each row means besides: taking a record never waits, the books
 balance, and the agent ends in time.
@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer
 from guard_agent.testing.hosts import Host
 
 BUSY = Answer(status=503, headers={"Retry-After": "1"})
@@ -27,12 +27,6 @@ AWAY = "is not available, records wait in memory"
 BACK = "the store disk works again"
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits, modes, forks of POSIX")
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 import pytest
 
 from guard_agent import DynamicRules, Retry, RuleSet, Unchanged
-from guard_agent.plugins import file
 from guard_agent.plugins.file import FileRules, FileSettings
 from guard_agent.testing.records import make_context
 
@@ -47,11 +46,6 @@ def json_path(tmp_path):
 @pytest.fixture
 def yaml_path(tmp_path):
     return tmp_path / "rules.yaml"
-
-
-def test_the_hook_offers_the_source_under_its_name():
-    assert file.guard_agent_rule_sources() == [FileRules]
-    assert FileRules.name == "file"
 
 
 def test_the_interval_is_a_setting(json_path):

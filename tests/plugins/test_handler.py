@@ -6,6 +6,7 @@ import asyncio
 import threading
 
 import pytest
+import redis
 from guard_core.handlers.redis_handler import RedisManager
 from guard_core.models import SecurityConfig
 from guard_core.sync.handlers.redis_handler import RedisManager as BlockingRedisManager
@@ -20,7 +21,7 @@ from guard_agent.plugins.handler import (
     guard_agent_buffer_stores,
 )
 from guard_agent.plugins.memory import MemorySettings
-from guard_agent.testing.contracts import BufferStoreContract
+from guard_agent.testing.contracts.buffer_store import BufferStoreBehaviour
 from guard_agent.testing.records import make_context, make_record
 from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
 
@@ -83,7 +84,9 @@ async def journal(host):
     return found
 
 
-class TestHandlerStoreContract(BufferStoreContract):
+class TestHandlerStore(BufferStoreBehaviour):
+    """No configuration makes one, so only what it does is checked, not how it is composed."""
+
     @pytest.fixture(autouse=True)
     def _host(self, host):
         self.host = host
@@ -188,6 +191,94 @@ async def test_what_a_living_process_wrote_down_is_left_alone(host):
     assert len(await journal(host)) == 1
     await other.close()
     await one.close()
+
+
+class Held:
+    """A blocking handler on the same server, of which one call has done its work and hangs."""
+
+    def __init__(self, server):
+        self._client = redis.from_url(server.url, decode_responses=True)
+        self.hold = None
+        self.reached = threading.Event()
+        self.go = threading.Event()
+
+    def _after(self, method, result):
+        if self.hold == method:
+            self.hold = None
+            self.reached.set()
+            self.go.wait(60)
+        return result
+
+    def get_key(self, space, key):
+        return self._client.get(f"{space}:{key}")
+
+    def set_key(self, space, key, value, ttl=None):
+        done = self._client.set(f"{space}:{key}", value, ex=ttl)
+        return self._after("set_key" if space == JOURNAL else "", done)
+
+    def delete(self, space, key):
+        done = self._client.delete(f"{space}:{key}")
+        return self._after("delete" if space == JOURNAL else "", done)
+
+    def keys(self, pattern):
+        return self._client.keys(pattern)
+
+    def close(self):
+        self.go.set()
+        self._client.close()
+
+
+@pytest.fixture
+def held(redis_server):  # noqa: F811 - the fixture of that name
+    redis_server.command("FLUSHALL")
+    handler = Held(redis_server)
+    yield HostRedis(handler, None)
+    handler.close()
+
+
+async def test_p01_an_ack_leaves_alone_what_is_being_written_down(held):
+    """
+    What is confirmed afterwards must be in the journal, or a kill would lose it.
+    """
+    store = make(held)
+    await store.open()
+    await store.append([make_record(1)], evict=False)
+    lease = await store.lease("one", 10, BIG, 60.0)
+    held.handler.hold = "set_key"
+    append = asyncio.ensure_future(store.append([make_record(2)], evict=False))
+    await asyncio.to_thread(held.handler.reached.wait, 30)
+
+    await store.ack(lease, list(lease.entries))
+    held.handler.go.set()
+    assert (await append).stored == 1
+
+    assert await journal(held) == ["record-2"]
+    await store.close()
+
+
+async def test_p01_what_was_being_taken_over_is_not_lost_when_nobody_knows_who_has_it(held):
+    """The old page is gone and the handler has not said so: the new one is the only one."""
+    dead, living = make(held), make(held)
+    await dead.open()
+    await dead.append([make_record(1)], evict=False)
+    await held.call("delete", OWNERS, dead._owner)
+    held.handler.hold = "delete"
+    opening = asyncio.ensure_future(living.open())
+    await asyncio.to_thread(held.handler.reached.wait, 30)
+
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    held.handler.go.set()
+    assert await journal(held) == ["record-1"]
+
+    await living.open()
+    lease = await living.lease("one", 10, BIG, 60.0)
+    assert [record.id for record in lease.entries.values()] == ["record-1"]
+    assert await journal(held) == ["record-1"]
+    await living.ack(lease, list(lease.entries))
+    assert await journal(held) == []
+    await living.close()
 
 
 async def test_there_is_no_room_for_all_that_was_left(host):

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from guard_agent import Accepted, Batch, Priority, Record, Retry
-from guard_agent.plugins import jsonl
 from guard_agent.plugins.jsonl import JsonlSettings, JsonlTransport
 from guard_agent.testing.records import make_context, make_record
 
@@ -48,11 +47,6 @@ async def opened(path):
     await jsonl_transport.open()
     yield jsonl_transport
     await jsonl_transport.close()
-
-
-def test_the_hook_offers_the_transport_under_its_name():
-    assert jsonl.guard_agent_transports() == [JsonlTransport]
-    assert JsonlTransport.name == "jsonl"
 
 
 async def test_each_record_is_its_payload_on_one_line(opened, path):

@@ -10,47 +10,38 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from guard_agent import Appended, DeadLetter, DestinationDepth, Level, Priority
-from guard_agent.plugins import memory
 from guard_agent.plugins.memory import MemorySettings, MemoryStore
+from guard_agent.testing.clock import VirtualClock
 from guard_agent.testing.contracts import BufferStoreContract
 from guard_agent.testing.records import make_context, make_record, make_records
 
 BIG = 1 << 30
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class TestMemoryStoreContract(BufferStoreContract):
-    dead_letter_limit = 5
+    plugin = MemoryStore
+    dead_letter_limit = 40
 
-    def make_store(self, context):
-        return MemoryStore(MemorySettings(max_dead_letters=5), context)
+    def settings(self):
+        return {"max_dead_letters": 40}
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return VirtualClock()
 
 
 def make_store(*, clock=None, destinations=("one",), config=None, **options):
     context = make_context(destinations=destinations, **(config or {}))
     store_settings = MemorySettings(**options)
-    return MemoryStore(store_settings, context, clock=clock or Clock())
+    return MemoryStore(store_settings, context, clock=clock or VirtualClock())
 
 
 def ids(lease):
     return [record.id for record in lease.entries.values()]
 
 
-def test_the_hook_offers_the_store_under_its_name():
-    assert memory.guard_agent_buffer_stores() == [MemoryStore]
-    assert MemoryStore.name == "memory"
+def test_what_it_keeps_ends_with_the_process():
     assert MemoryStore.level is Level.MEMORY
 
 
@@ -125,9 +116,9 @@ async def test_a_lease_ends_exactly_with_its_time(clock):
     await store.append(make_records(1), evict=True)
     await store.lease("one", 1, BIG, ttl=10.0)
 
-    clock.now += 9.999
+    clock.advance(9.999)
     assert await store.release_expired() == 0
-    clock.now += 0.001
+    clock.advance(0.001)
     assert await store.release_expired() == 1
 
 
@@ -135,7 +126,7 @@ async def test_a_holder_keeps_its_entries_until_the_lease_is_taken_back(clock):
     store = make_store(clock=clock)
     await store.append(make_records(2), evict=True)
     lease = await store.lease("one", 2, BIG, ttl=1.0)
-    clock.now += 5.0
+    clock.advance(5.0)
 
     assert await store.release(lease, list(lease.entries)[:1]) == 1
     assert await store.release_expired() == 1
@@ -147,9 +138,9 @@ async def test_a_delayed_record_is_ready_exactly_after_its_delay(clock):
     lease = await store.lease("one", 2, BIG, ttl=60.0)
     await store.release(lease, list(lease.entries), delay=30.0)
 
-    clock.now += 29.0
+    clock.advance(29.0)
     assert await store.lease("one", 2, BIG, ttl=60.0) is None
-    clock.now += 1.0
+    clock.advance(1.0)
     assert ids(await store.lease("one", 2, BIG, ttl=60.0)) == ["record-1", "record-2"]
 
 
@@ -206,6 +197,27 @@ async def test_during_an_outage_the_store_holds_no_more_than_its_records(clock):
     assert held < 20_000, held
 
 
+@pytest.mark.parametrize("end", ["ack", "release", "bury", "expire"])
+async def test_a_lease_whose_records_are_all_settled_is_forgotten(clock, end):
+    store = make_store(clock=clock)
+    await store.append(make_records(3), evict=True)
+    lease = await store.lease("one", 3, BIG, ttl=60.0)
+
+    for entry in lease.entries:
+        assert len(store._cursors["one"].leases) == 1
+        if end == "ack":
+            await store.ack(lease, [entry])
+        elif end == "release":
+            await store.release(lease, [entry])
+        elif end == "bury":
+            await store.bury(lease, [entry], "refused")
+    if end == "expire":
+        clock.now += 60
+        await store.release_expired()
+
+    assert store._cursors["one"].leases == {}
+
+
 def held_objects(store):
     """How many entry ids the store refers to, wherever."""
     queues = [*store._evictable, *(q for c in store._cursors.values() for q in c.ready)]
@@ -257,7 +269,7 @@ class MemoryStoreMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.clock = Clock()
+        self.clock = VirtualClock()
         self.store = make_store(
             clock=self.clock,
             destinations=DESTINATIONS,
@@ -415,7 +427,7 @@ class MemoryStoreMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 10.0]))
     def time_passes(self, seconds):
-        self.clock.now += seconds
+        self.clock.advance(seconds)
         expired = 0
         for entry in self.entries:
             for name, held in entry.state.items():

@@ -4,8 +4,6 @@ import copy
 
 import pytest
 
-from guard_agent import Stage
-from guard_agent.plugins import truncate
 from guard_agent.plugins.truncate import MARKER, TruncateEnricher, TruncateSettings
 from guard_agent.testing.records import make_context
 
@@ -13,13 +11,6 @@ from guard_agent.testing.records import make_context
 def bind(kind="event", max_length=5, **config):
     enricher = TruncateEnricher(TruncateSettings(max_length=max_length), make_context(**config))
     return enricher.bind(kind)
-
-
-def test_the_hook_offers_the_enricher_under_its_name():
-    assert truncate.guard_agent_enrichers() == [TruncateEnricher]
-    assert TruncateEnricher.name == "truncate"
-    assert TruncateEnricher.stage is Stage.SEAL
-    assert "metadata.guard.truncated" in TruncateEnricher.adds
 
 
 def test_a_long_text_is_cut_and_marked():

@@ -17,7 +17,7 @@ from guard_agent import AgentConfig, Enricher, Record, SecurityMetric, Stage, Sy
 from guard_agent.client import _process
 from guard_agent.core.intake.pipeline import Pipeline
 from guard_agent.core.ledger import DropReason
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer
 from guard_agent.testing.records import make_context, make_event
 from guard_agent.testing.redis_server import RedisServer
 
@@ -131,12 +131,6 @@ class Sinks:
 @pytest.fixture
 def sinks(canaries):
     return Sinks(canaries)
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def sweep(*arguments, modules=""):
 
 def test_p01_no_confirmed_record_is_lost_by_forty_kills():
     """
-    FAULTS P01, the short form; the long one is the script itself.
+    P01 in its short form; the long one is the script itself.
     """
     done = sweep("--kills", "40")
 

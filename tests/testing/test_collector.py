@@ -37,12 +37,6 @@ def get_rules(collector: Collector, **headers: str) -> httpx.Response:
     )
 
 
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
-
-
 # --- taking in ------------------------------------------------------------------------------------
 
 

@@ -11,15 +11,6 @@ from guard_agent.plugins.memory import MemorySettings, MemoryStore
 from guard_agent.testing.contracts.state_machine import STATES, BufferStoreMachine
 
 
-class MemoryStoreMachine(BufferStoreMachine):
-    def make_store(self, context):
-        return MemoryStore(MemorySettings(), context)
-
-
-TestMemoryStoreStates = MemoryStoreMachine.TestCase
-TestMemoryStoreStates.settings = STATES
-
-
 class NeverAcks(MemoryStore):
     async def ack(self, lease, ids):
         return len(set(ids))

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from guard_agent.core.config import AgentConfig
     from guard_agent.core.interfaces import Plugin
 
-__all__ = ["Components", "Plan", "Step", "compose"]
+__all__ = ["WARNINGS", "Components", "Plan", "Step", "compose", "compose_store"]
 
 logger = logging.getLogger("guard_agent.composition")
 
 FALLBACK_STORE = "memory"
 # Said to a person once, but nothing is broken.
-_WARNINGS = {"GA115", "GA201"}
+WARNINGS = {"GA115", "GA201", "GA309"}
 
 
 def compose(config: AgentConfig, registry: Registry | None = None) -> Plan:
@@ -55,9 +55,26 @@ def compose(config: AgentConfig, registry: Registry | None = None) -> Plan:
     composer = _Composer(config, Registry.from_environment() if registry is None else registry)
     plan = composer.compose()
     for problem in plan.problems:
-        level = logging.WARNING if problem.code in _WARNINGS else logging.ERROR
+        level = logging.WARNING if problem.code in WARNINGS else logging.ERROR
         logger.log(level, "%s: %s; fix: %s", problem.code, problem.message, problem.fix)
     return plan
+
+
+def compose_store(
+    config: AgentConfig, registry: Registry | None = None
+) -> tuple[Step, tuple[str, ...]]:
+    """
+    The store that ``config`` names and its destinations, for a look at what waits in it.
+
+    The destinations are those that an agent has: to open a store for a transport that is broken
+    would have it keep records for what nobody delivers to. Enrichers and rule sources do not
+    matter.
+
+    Raises:
+        ConfigurationError: that store cannot be used.
+    """
+    composer = _Composer(config, Registry.from_environment() if registry is None else registry)
+    return composer.compose_store()
 
 
 class _Composer:
@@ -65,7 +82,7 @@ class _Composer:
         self._config = config
         self._registry = registry
         # A dictionary, because two instances of one plugin share its problems.
-        self._problems: dict[Problem, None] = {}
+        self._problems: dict[Problem, None] = dict.fromkeys(config.notes)
         self._redactor_missing = False
 
     def compose(self) -> Plan:
@@ -94,6 +111,13 @@ class _Composer:
             fallback,
             self._registry,
         )
+
+    def compose_store(self) -> tuple[Step, tuple[str, ...]]:
+        step = self._step(STORE, self._config.store)
+        if step is None:
+            raise ConfigurationError([*self._problems])
+        transports = self._take(TRANSPORT, self._config.transports)
+        return step, tuple(transport.instance for transport in transports)
 
     def _report(self, problems: Iterable[Problem]) -> None:
         self._problems.update(dict.fromkeys(problems))

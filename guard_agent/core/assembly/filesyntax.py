@@ -41,6 +41,11 @@ class Document:
                 return f"{self.path}:{line}"
         return str(self.path)
 
+    @property
+    def folder(self) -> Path:
+        """What the names of files in it are relative to."""
+        return self.path.parent
+
 
 class ParseError(ValueError):
     """The file is not well formed. Never quotes the file: it may hold secrets."""
@@ -50,6 +55,33 @@ class ParseError(ValueError):
         self.what = what
         self.fix = fix
         self.line = line
+
+
+def read_text(path: Path, limit: int = MAX_BYTES) -> str:
+    """
+    The text of a file.
+
+    Raises:
+        OSError: as the system says.
+        ValueError: for a file that is larger than ``limit`` bytes, or not UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        msg = f"is larger than {limit} bytes"
+        raise ValueError(msg)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        msg = "is not UTF-8 text"
+        raise ValueError(msg) from None
+
+
+def unreadable(error: OSError | ValueError) -> str:
+    """What `read_text` raised, in words that follow the name of the file."""
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or type(error).__name__}"
+    return str(error)
 
 
 def parse(text: str, path: Path) -> Document | None:

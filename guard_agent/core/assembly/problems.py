@@ -1,8 +1,8 @@
 """
 Words for what can be wrong with plugins and configuration.
 
-`CODES` lists every stable code; a code keeps its meaning for ever and is never given to something
-else. The functions below phrase messages without repeating the value of any setting.
+What each code means is in `guard_agent.core.assembly.codes`. The functions below phrase messages
+without repeating the value of any setting.
 """
 
 from __future__ import annotations
@@ -17,41 +17,6 @@ from guard_agent.core.logs import one_line
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-
-CODES: Mapping[str, str] = {
-    # Plugins.
-    "GA101": "The configuration names a plugin that is not installed.",
-    "GA102": "Two providers offer a plugin of the same name, so it is unclear which one is meant.",
-    "GA103": "A plugin is installed but cannot be imported.",
-    "GA104": "A function is marked with @hookimpl, but there is no hook of that name.",
-    "GA105": "A function is named like a hook but is not marked with @hookimpl.",
-    "GA106": "A hook has the wrong form: hooks are plain functions without arguments.",
-    "GA107": "A hook raised an exception.",
-    "GA108": "A hook returned something else than a list of classes of its kind.",
-    "GA109": "A class attribute that the agent reads (name, stage, level) is missing or wrong.",
-    "GA110": "A method that must be 'async def' is not, or one that must not be is.",
-    "GA111": "A required method is missing, or cannot be called as the interface says.",
-    "GA112": "A setting of a plugin is unknown, missing or invalid.",
-    "GA113": "The Settings of a plugin cannot be used.",
-    "GA114": "A plugin is named in a place for something that it does not provide.",
-    "GA115": "There are settings for a plugin that is not in use.",
-    "GA116": "A plugin cannot be constructed with its settings.",
-    # Composition.
-    "GA201": "No enricher redacts, so secrets would leave the process.",
-    "GA202": "The enrichers stand in an order in which redacted data could get secrets again.",
-    "GA203": "No transport is left, so nothing could be delivered.",
-    "GA204": "An enricher that redacts, or that may, is broken.",
-    "GA205": "Neither the configured store nor the memory store can be used.",
-    # Configuration files.
-    "GA301": "A configuration file cannot be read.",
-    "GA302": "A configuration file is not well formed.",
-    "GA303": "A setting is unknown.",
-    "GA304": "A setting has an invalid value.",
-    "GA305": "A setting refers to an environment variable that is not set.",
-    "GA306": "A setting refers to a file that cannot be read.",
-    "GA307": "A required setting is missing.",
-    "GA308": "A setting contains a malformed reference.",
-}
 
 _OURS = str(Path(__file__).parent)
 _HIDDEN = "[hidden]"

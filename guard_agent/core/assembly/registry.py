@@ -58,6 +58,11 @@ class Provider:
     def label(self) -> str:
         return f"{self.distribution} {self.version}".strip()
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether guard-agent itself brings it."""
+        return _normal(self.distribution) == _CORE
+
     def __str__(self) -> str:
         return f"plugin {self.name!r} of {self.label} (entry point {self.name} = {self.value})"
 
@@ -78,17 +83,28 @@ class Registry:
     """The plugins that are known, by name."""
 
     def __init__(self) -> None:
+        self.disabled: tuple[Provider, ...] = ()
+        """Providers that are installed, but as good as not there."""
         self._providers: dict[str, list[Provider]] = {}
         self._loaded: dict[str, Loaded] = {}
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
     @classmethod
-    def from_environment(cls) -> Registry:
-        """All entry points of the group on ``sys.path``. Nothing is imported."""
+    def from_environment(cls, is_disabled: Callable[[Provider], bool] | None = None) -> Registry:
+        """
+        All entry points of the group on ``sys.path``. Nothing is imported.
+
+        With ``is_disabled`` those for which it is true are in `disabled` only.
+        """
         registry = cls()
+        disabled = []
         for provider in _installed():
-            registry._add(provider)
+            if is_disabled is not None and is_disabled(provider):
+                disabled.append(provider)
+            else:
+                registry._add(provider)
+        registry.disabled = tuple(dict.fromkeys(disabled))
         return registry
 
     def register(self, plugin: object, *, name: str, distribution: str = "(in code)") -> None:
@@ -202,7 +218,7 @@ class Registry:
         else:
             message = f"no plugin {name!r} is installed; installed are: {installed}"
             fix = f"pip install guard-agent-{name}, or take {name!r} out of the configuration"
-        if not any(_normal(p.distribution) == _CORE for p in self.providers):
+        if not any(p.is_built_in for p in (*self.providers, *self.disabled)):
             fix += (
                 "; guard-agent itself is not installed either, so even its own plugins are "
                 "missing: in a checkout run 'pip install .' first"

@@ -8,15 +8,16 @@ What a plugin awaits may never come, it may swallow its cancellation, raise `Sys
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from guard_agent.core.interfaces import BufferStore, Level
+from guard_agent.core.interfaces import Appended, BufferStore, Lease, Level, Peeked
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable
 
-    from guard_agent.core.interfaces import Appended, DeadLetter, Lease, Record
+    from guard_agent.core.interfaces import DeadLetter, Record
 
     # Any awaitable: what a plugin returns is checked by awaiting it.
     Call = Callable[..., Awaitable[Any]]
@@ -32,7 +33,7 @@ class PluginHangs(Exception):  # noqa: N818 - a state, told to whoever asks
 
 
 class PluginDefect(Exception):  # noqa: N818 - as above
-    """A call raised what is not an `Exception`."""
+    """A call raised what is not an `Exception`, or returned what it must not."""
 
 
 class Calls:
@@ -133,44 +134,65 @@ class SafeStore(BufferStore):
         await Calls(self._limit)(self._store.close)
 
     async def append(self, records: Sequence[Record], *, evict: bool) -> Appended:
-        appended: Appended = await self._calls(partial(self._store.append, records, evict=evict))
+        append = partial(self._store.append, records, evict=evict)
+        appended: Appended = _checked(await self._calls(append), Appended, "append")
+        if not 0 <= appended.stored <= len(records):
+            msg = f"append says that it stored {appended.stored} of {len(records)} records"
+            raise PluginDefect(msg)
         return appended
 
     async def lease(
         self, destination: str, max_records: int, max_bytes: int, ttl: float
     ) -> Lease | None:
-        lease: Lease | None = await self._calls(
-            self._store.lease, destination, max_records, max_bytes, ttl
-        )
+        found = await self._calls(self._store.lease, destination, max_records, max_bytes, ttl)
+        lease: Lease | None = _checked(found, (Lease, type(None)), "lease")
         return lease
 
     async def ack(self, lease: Lease, ids: Sequence[str]) -> int:
-        count: int = await self._calls(self._store.ack, lease, ids)
+        count: int = _checked(await self._calls(self._store.ack, lease, ids), int, "ack")
         return count
 
     async def release(self, lease: Lease, ids: Sequence[str], delay: float = 0.0) -> int:
-        count: int = await self._calls(self._store.release, lease, ids, delay)
+        done = await self._calls(self._store.release, lease, ids, delay)
+        count: int = _checked(done, int, "release")
         return count
 
     async def bury(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
-        count: int = await self._calls(self._store.bury, lease, ids, reason)
+        done = await self._calls(self._store.bury, lease, ids, reason)
+        count: int = _checked(done, int, "bury")
         return count
 
     async def release_expired(self) -> int:
-        count: int = await self._calls(self._store.release_expired)
+        done = await self._calls(self._store.release_expired)
+        count: int = _checked(done, int, "release_expired")
         return count
 
     async def stats(self) -> Mapping[str, Any]:
-        depths: Mapping[str, Any] = await self._calls(self._store.stats)
+        depths: Mapping[str, Any] = _checked(await self._calls(self._store.stats), Mapping, "stats")
         return depths
 
     async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
-        letters: Sequence[DeadLetter] = await self._calls(self._store.dead_letters, destination)
+        found = await self._calls(self._store.dead_letters, destination)
+        letters: Sequence[DeadLetter] = _checked(found, Sequence, "dead_letters")
         return letters
 
+    async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
+        found = await self._calls(self._store.peek, destination, after, limit)
+        peeked: Peeked = _checked(found, Peeked, "peek")
+        return peeked
+
     async def replay(self, destination: str, limit: int) -> int:
-        count: int = await self._calls(self._store.replay, destination, limit)
+        done = await self._calls(self._store.replay, destination, limit)
+        count: int = _checked(done, int, "replay")
         return count
+
+
+def _checked(result: Any, kind: type | tuple[type, ...], method: str) -> Any:
+    """``result``, if it is what the contract says: plugins are not type checked when they run."""
+    if not isinstance(result, kind):
+        msg = f"{method} returned {type(result).__name__}, which it must not"
+        raise PluginDefect(msg)
+    return result
 
 
 async def _contained(function: Call, *args: Any) -> Any:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from guard_agent.core.delivery.calls import Call
     from guard_agent.core.delivery.gate import Gate
+    from guard_agent.core.delivery.trace import Trace
     from guard_agent.core.interfaces import (
         BufferStore,
         Lease,
@@ -88,6 +89,7 @@ class Destination:
         urgent: Callable[[], bool] = lambda: False,
         on_error: Callable[[str, BaseException, dict[str, object]], None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
+        trace: Trace | None = None,
     ) -> None:
         self.name = transport.context.instance
         self.transport = transport
@@ -100,6 +102,7 @@ class Destination:
         self._urgent = urgent
         self._on_error = on_error
         self._clock = clock
+        self._trace = trace
         self._calls = Calls(call_limit)
         self._lease_ttl = max(LEASE_TTL, _CALLS_PER_LEASE * call_limit)
         self._patience: Callable[[], float] = lambda: GRACE
@@ -219,7 +222,10 @@ class Destination:
 
     async def _send(self, batch: Batch) -> SendResult:
         self.books.requests += 1
+        began = time.monotonic()
         result = await self._guarded(self.transport.send, batch)
+        if self._trace is not None:
+            self._trace(self.transport, batch, result, time.monotonic() - began)
         if not _was_asked(result):
             self.books.requests -= 1
         return result
@@ -300,11 +306,12 @@ class Destination:
             await self._ack(lease, open_ids, accepted, news=news)
         else:
             self.gate.answered()
-        for position, reason in result.rejected.items():
+        refused: dict[str, Chunk] = {}
+        for position, reason in sorted(result.rejected.items()):
             if 0 <= position < len(chunk):
-                await self._bury(
-                    lease, open_ids, [chunk[position]], reason, PermanentClientError(422, reason)
-                )
+                refused.setdefault(one_line(reason), []).append(chunk[position])
+        for reason, part in refused.items():
+            await self._bury(lease, open_ids, part, reason, PermanentClientError(422, reason))
         if keep:
             # They stay in `open_ids` and so go back; without a pause they would come again at once.
             self._failed(Retry("the collector took some records only", throttled=True), chunk)
@@ -343,6 +350,7 @@ class Destination:
         error: PermanentClientError,
     ) -> None:
         clean = one_line(reason)
+        first = not self.books.buried
 
         async def book() -> None:
             async with self._books_lock:
@@ -353,8 +361,8 @@ class Destination:
 
         await finish(book(), self._patience)
         self.books.last_error = clean
-        if self.books.buried == 1:
-            logger.warning("%s refused a record for good, it is buried: %s", self.name, clean)
+        if first and self.books.buried:
+            logger.warning("%s refused records for good, they are buried: %s", self.name, clean)
         self._on_error("transport_send", error, self._about(chunk))
 
     async def _give_back(self, lease: Lease, open_ids: Mapping[str, Record]) -> None:

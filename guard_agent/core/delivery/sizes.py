@@ -21,7 +21,7 @@ class ByteLimit:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._step = max(most // STEPS, 1)
+        self._step = most // STEPS
         self._changed_at = 0.0
         self.value = most
 

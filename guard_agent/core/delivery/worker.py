@@ -26,6 +26,7 @@ from guard_agent.core.reentry import mark
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
+    from guard_agent.core.callback import ErrorCallback
     from guard_agent.core.delivery.destination import Destination
     from guard_agent.core.delivery.lanes import Lanes
     from guard_agent.core.intake.ring import Ring
@@ -64,6 +65,7 @@ class Worker:
         store: Lanes,
         destinations: Sequence[Destination],
         keepers: Sequence[RuleKeeper],
+        on_error: ErrorCallback,
         books_lock: asyncio.Lock,
         buffer_size: int,
         flush_interval: float,
@@ -76,6 +78,7 @@ class Worker:
         self._store = store
         self._destinations = {destination.name: destination for destination in destinations}
         self._keepers = keepers
+        self._on_error = on_error
         self._books_lock = books_lock
         self._buffer_size = buffer_size
         self._flush_interval = flush_interval
@@ -381,6 +384,7 @@ class Worker:
         closing: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             *((name, destination.close) for name, destination in self._destinations.items()),
             *((keeper.name, keeper.close) for keeper in self._keepers),
+            ("the on_error callback", self._on_error.settle),
         ]
         # At the same time, so that one that hangs does not use up what the others need.
         share = (self._stop_at - time.monotonic()) / 2

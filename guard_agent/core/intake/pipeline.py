@@ -32,6 +32,8 @@ MAX_RECORD_BYTES = 64 * 1024
 _SHORT_TEXT = 256
 _MAX_KEY = 128
 _DISABLE_AFTER = 5
+SLOW = 1.0
+"""Seconds after which a deriving enricher counts as failed, although it came to an end."""
 _MISSING = object()
 
 _MODELS: dict[Kind, type[BaseModel]] = {"event": SecurityEvent, "metric": SecurityMetric}
@@ -56,14 +58,33 @@ class _Step:
         Only what runs before redaction may be left out: behind it a missing step could let
         something out.
         """
+        self._count("failed", _without_text(error))
+        return None if self.stage is Stage.DERIVE else DropReason.ENRICHER_FAILED
+
+    def timed(self, limit: float) -> EnrichFunction:
+        """
+        The function, which counts as failed when it takes longer than ``limit`` seconds.
+
+        It runs in a thread of the application, where nothing can cut it off; but it need not be
+        called again.
+        """
+        function = self.function
+
+        def call(fields: Fields) -> Fields | None:
+            began = time.monotonic()
+            result = function(fields)
+            if time.monotonic() - began > limit:
+                self._count(f"took longer than {limit:g} s")
+            return result
+
+        return call
+
+    def _count(self, what: str, error: Exception | None = None) -> None:
         self.failures += 1
         if self.failures == 1:
-            logger.error("the enricher %r failed", self.name, exc_info=_without_text(error))
-        if self.stage is not Stage.DERIVE:
-            return DropReason.ENRICHER_FAILED
-        if self.failures == _DISABLE_AFTER:
+            logger.error("the enricher %r %s", self.name, what, exc_info=error)
+        if self.failures == _DISABLE_AFTER and self.stage is Stage.DERIVE:
             logger.error("the enricher %r failed %d times: disabled", self.name, _DISABLE_AFTER)
-        return None
 
     @property
     def disabled(self) -> bool:
@@ -85,11 +106,12 @@ class Pipeline:
     """
     The enrichers, compiled once, and the encoder.
 
-    Called from any thread; holds no lock. Never raises, whatever it is given.
+    Called from any thread; holds no lock. Never raises, whatever it is given. A deriving enricher
+    that took more than ``slow`` seconds five times is not called any more.
     """
 
-    def __init__(self, enrichers: Sequence[Enricher]) -> None:
-        self._steps = {kind: _compile(kind, enrichers) for kind in _MODELS}
+    def __init__(self, enrichers: Sequence[Enricher], *, slow: float = SLOW) -> None:
+        self._steps = {kind: _compile(kind, enrichers, slow) for kind in _MODELS}
         self._new_id = _id_generator()
 
     def encode(self, kind: Kind, source: Any) -> Record | DropReason:
@@ -136,12 +158,15 @@ class Pipeline:
         return fields
 
 
-def _compile(kind: Kind, enrichers: Sequence[Enricher]) -> tuple[_Step, ...]:
+def _compile(kind: Kind, enrichers: Sequence[Enricher], slow: float) -> tuple[_Step, ...]:
     steps = [
         _Step(enricher.context.instance, enricher.stage, function)
         for enricher in enrichers
         if (function := enricher.bind(kind)) is not None
     ]
+    for step in steps:
+        if step.stage is Stage.DERIVE:
+            step.function = step.timed(slow)
     derived = [place for place, step in enumerate(steps) if step.stage is Stage.DERIVE]
     if derived:
         # What an enricher added may be an object, in which a redactor sees no text.

@@ -178,6 +178,7 @@ class Ring:
         with self._lock:
             left = self._count
             for queue in self._queues:
+                self._ledger.dropped_metrics += sum(record.kind == "metric" for record in queue)
                 queue.clear()
             self._queued_bytes = [0 for _ in Priority]
             self._ledger.dropped[reason] += left

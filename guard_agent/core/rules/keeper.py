@@ -13,6 +13,8 @@ import hmac
 import logging
 import os
 import random
+import stat
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -238,9 +240,7 @@ class RuleKeeper:
         if self._cache is None:
             return
         try:
-            if self._cache.stat().st_size > _FILE_LIMIT:
-                return
-            content = self._cache.read_bytes()
+            content = _read_own(self._cache)
             if self._secret is not None:
                 signature, _, content = content.partition(b"\n")
                 _check_signature(content, signature.decode("ascii", "replace"), self._secret)
@@ -482,6 +482,36 @@ class RuleKeeper:
             return
         self._disk_failing = False
         self._unsaved = None
+
+
+def _read_own(path: Path) -> bytes:
+    """
+    The content of a file that nobody else can have written.
+
+    Raises:
+        OSError: it is missing, too large, or somebody else can have.
+    """
+    # Not to wait at a pipe that lies there.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        found, folder = os.fstat(file.fileno()), path.parent.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _FILE_LIMIT:
+            msg = f"{path} is no file of rules"
+            raise OSError(msg)
+        if sys.platform != "win32":
+            others = stat.S_IWGRP | stat.S_IWOTH
+            # In a folder like /tmp others can add files, but not replace ours.
+            open_to_others = folder.st_mode & others and not folder.st_mode & stat.S_ISVTX
+            foreign = {found.st_uid, folder.st_uid} - {os.geteuid(), 0}
+            if foreign or open_to_others or found.st_mode & others:
+                logger.warning(
+                    "rules kept in %s are not taken, because others may write there; "
+                    "chmod go-w it and its folder, or set GUARD_AGENT_STATE_DIR",
+                    path,
+                )
+                msg = f"others may write to {path}"
+                raise PermissionError(msg)
+        return file.read()
 
 
 def _replace(path: Path, content: bytes) -> None:

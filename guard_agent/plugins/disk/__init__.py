@@ -19,6 +19,7 @@ from guard_agent import (
     DestinationDepth,
     Lease,
     Level,
+    Peeked,
     PluginContext,
     PluginSettings,
     Record,
@@ -272,6 +273,13 @@ class DiskStore(BufferStore):
         self._check(destination)
         return await self._run(
             lambda connection: self._tables.dead_letters(connection, destination), write=False
+        )
+
+    async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
+        self._check(destination)
+        return await self._run(
+            lambda connection: self._tables.peek(connection, destination, after, limit),
+            write=False,
         )
 
     async def replay(self, destination: str, limit: int) -> int:

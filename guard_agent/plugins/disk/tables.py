@@ -21,6 +21,7 @@ from guard_agent import (
     DeadLetter,
     DestinationDepth,
     Lease,
+    Peeked,
     Priority,
     Record,
 )
@@ -429,6 +430,27 @@ class Tables:
         ).fetchall()
         return tuple(DeadLetter(_record(rank, data), reason) for rank, data, reason in rows)
 
+    def peek(
+        self, connection: sqlite3.Connection, destination: str, after: str | None, limit: int
+    ) -> Peeked:
+        """Numbers are given out in the order of arrival, none is left out."""
+        ((following,),) = connection.execute("SELECT next FROM meta")
+        end = following - 1
+        start = int(after) if after is not None and after.isdigit() else 0
+        if start > end:  # another file: the one that was looked into is gone
+            start = 0
+        if limit < 1:
+            return Peeked((), str(end))
+        rows = connection.execute(_PEEK, {"name": destination, "after": start, "limit": limit})
+        found = rows.fetchall()
+        if len(found) == limit:
+            end = found[-1][0]
+        return Peeked(
+            tuple(_record(key >> _RANK_SHIFT, data) for _, key, data in found),
+            str(end),
+            0 if after is None else end - start - len(found),
+        )
+
     def is_empty(self, connection: sqlite3.Connection) -> bool:
         ((count,),) = connection.execute("SELECT records FROM meta")
         return bool(count == 0)
@@ -445,6 +467,16 @@ _STATS = (
     "SELECT name, pending, leased, buried, bytes, "  # noqa: S608 - numbers of our own
     f"(SELECT substr(data, 1, instr(data, x'0a')) FROM record WHERE seq = min({_FIRSTS})) "
     "FROM destination"
+)
+_KEYS = " UNION ALL ".join(
+    "SELECT * FROM (SELECT key FROM pending WHERE key > %d + :after AND key < %d "  # noqa: S608, UP031 - as above
+    "AND destination = (SELECT id FROM destination WHERE name = :name) ORDER BY key LIMIT :limit)"
+    % (rank << _RANK_SHIFT, (rank + 1) << _RANK_SHIFT)
+    for rank in range(len(Priority))
+)
+_PEEK = (
+    f"SELECT seq, key, data FROM ({_KEYS}) "  # noqa: S608 - numbers of our own
+    f"JOIN record ON seq = key & {_SEQ_MASK} ORDER BY seq LIMIT :limit"
 )
 
 

@@ -1,15 +1,18 @@
 """
-What every buffer store must do, test by test.
+What every buffer store must do, test by test, and then in sequences that hypothesis makes up.
 
 A store passes by subclassing the suite where pytest finds it::
 
     class TestMyStore(BufferStoreContract):
-        def make_store(self, context):
-            return MyStore(MyStore.Settings(), context)
+        plugin = MyStore
+
+        def settings(self):
+            return {"path": str(self.folder / "records")}
 
 What a store needs from outside, such as the address of a server, comes from an autouse fixture of
-the subclass that keeps it on ``self``. The suite uses the store's own clock: where time must pass
-it takes short leases and asks until they are over.
+the subclass that keeps it on ``self``. A store with bounds of its own overrides
+``make_store``. The suite uses the store's own clock: where time must pass it takes short leases and
+asks until they are over.
 """
 
 from __future__ import annotations
@@ -28,11 +31,16 @@ from guard_agent import (
     BufferStore,
     DestinationDepth,
     Lease,
+    Level,
     PluginContext,
     Priority,
     Record,
 )
-from guard_agent.testing.records import make_context, make_record, make_records
+from guard_agent.core.agent import Agent
+from guard_agent.core.assembly.inspection import STORE, Seam
+from guard_agent.testing.contracts.base import Contract, ResourceContract
+from guard_agent.testing.records import make_context, make_event, make_record, make_records
+from guard_agent.testing.transports import RecordingTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -50,23 +58,27 @@ ONE = ("one",)
 TWO = ("one", "two")
 
 
-class BufferStoreContract:
-    """The contract of `guard_agent.BufferStore`."""
+class BufferStoreBehaviour(Contract):
+    """
+    What a store does, whoever makes it: for one that is no plugin.
 
-    pytestmark: ClassVar = pytest.mark.asyncio
+    All of it is part of `BufferStoreContract`.
+    """
 
     dead_letter_limit: ClassVar[int] = 1000
-    """How many dead letters a store from ``make_store`` keeps; a small number is quicker."""
+    """How many dead letters a store from ``make_store`` keeps; a small number is quicker, but at
+    least 40."""
 
     _state_dir: Path
 
     @abstractmethod
     def make_store(self, context: PluginContext) -> BufferStore:
         """
-        A new store that is empty and not open.
+        A new store that is not open.
 
-        Its bounds are those of ``context.config``. ``context.config.project_id`` is unique for
-        each store and can keep stores on one server apart.
+        Its bounds are those of ``context.config``. Stores made with the same context keep the same
+        records; ``context.config.project_id`` is unique for each context, and can keep stores on
+        one server apart, and so is ``context.state_dir``.
         """
         raise NotImplementedError
 
@@ -86,12 +98,12 @@ class BufferStoreContract:
         finally:
             await store.close()
 
-    def context(self, destinations: tuple[str, ...] = ONE, **config: Any) -> PluginContext:
+    def context(self, destinations: tuple[str, ...] | None = None, **config: Any) -> PluginContext:
         project = f"contract-{uuid4().hex}"
         return make_context(
             self._state_dir / project,
             instance="store",
-            destinations=destinations,
+            destinations=ONE if destinations is None else destinations,
             **{"project_id": project, "max_batch_bytes": 65_536, **config},
         )
 
@@ -961,6 +973,57 @@ class BufferStoreContract:
             # Without these the equation would hold for a store that does nothing.
             assert appended > 40
             assert all(count for counted in done.values() for count in counted.values())
+
+
+class BufferStoreContract(BufferStoreBehaviour, ResourceContract):
+    """The contract of `guard_agent.BufferStore`."""
+
+    seam: ClassVar[Seam] = STORE
+    plugin: ClassVar[type[BufferStore]]
+
+    states: ClassVar[Any] = None
+    """Settings of hypothesis for the search through sequences of steps; None takes `STATES`."""
+
+    def make_store(self, context: PluginContext) -> BufferStore:
+        return self.plugin(self.plugin.Settings.model_validate(self.settings()), context)
+
+    def make(self) -> BufferStore:
+        return self.make_store(self.context(**self.config()))
+
+    def test_every_sequence_of_steps_has_the_result_of_the_model(self) -> None:
+        """Two owners take turns, leases expire, owners crash and come back."""
+        from hypothesis.stateful import run_state_machine_as_test  # noqa: PLC0415 - only here
+
+        from guard_agent.testing.contracts import state_machine  # noqa: PLC0415 - the same
+
+        suite = self
+
+        class Machine(state_machine.BufferStoreMachine):
+            dead_letter_limit = suite.dead_letter_limit
+
+            def make_store(self, context: PluginContext) -> BufferStore:
+                return suite.make_store(context)
+
+        run_state_machine_as_test(Machine, settings=self.states or state_machine.STATES)
+
+    async def work(self, plugin: BufferStore) -> None:
+        await plugin.append(make_records(1), evict=True)
+
+    async def test_an_agent_keeps_its_records_in_it(self) -> None:
+        plan = self.compose(RecordingTransport, transports=["recording"], flush_interval=0.1)
+        agent = Agent(plan)
+        try:
+            for _ in range(3):
+                assert agent.record("event", make_event()) is None
+            await asyncio.wrap_future(agent.flush())
+            survives = await asyncio.wrap_future(agent.flush_to_store())
+            status = await asyncio.wrap_future(agent.look())
+        finally:
+            await asyncio.wrap_future(agent.stop())
+
+        assert survives is (self.plugin.level is not Level.MEMORY)
+        books = status.destinations["recording"]
+        assert (books["accepted"], books["delivered"], books["pending"]) == (3, 3, 0), books
 
 
 # --- what the tests are written with --------------------------------------------------------------

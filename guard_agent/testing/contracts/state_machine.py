@@ -2,14 +2,11 @@
 A buffer store against a model, step by step, in sequences that hypothesis makes up.
 
 Two owners take turns on one store, and sometimes act at the same time; leases expire, owners crash
-and come back. A store passes by giving the machine a way to make it::
+and come back. It is part of `BufferStoreContract`; for a longer search give that other settings::
 
-    class MyStoreMachine(BufferStoreMachine):
-        def make_store(self, context):
-            return MyStore(MyStore.Settings(), context)
-
-    TestMyStoreStates = MyStoreMachine.TestCase
-    TestMyStoreStates.settings = STATES
+    class TestMyStore(BufferStoreContract):
+        plugin = MyStore
+        states = settings(STATES, max_examples=1000)
 
 It needs hypothesis (``pip install guard-agent[testing]``). Nothing here depends on the clock of a
 store: where a lease has to expire, the machine takes a short one and asks until it is over.
@@ -50,7 +47,7 @@ STATES = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-"""Settings that find most in a few seconds; take a variant of them for a longer search."""
+"""Settings that find most in a few seconds."""
 
 DESTINATIONS = ("one", "two")
 OWNERS = ("first", "second")
@@ -58,8 +55,7 @@ MAX_RECORDS = 6
 MAX_BYTES = 65_536
 SIZES = (100, 8_000, 30_000)
 MANY_BYTES = 1 << 30
-MOST_BURIED = 25
-"""Fewer dead letters than any store may give up."""
+_BURIED_AT_ONCE = 8
 
 LONG = 600.0
 """Seconds that never pass here."""
@@ -110,6 +106,8 @@ class BufferStoreMachine(RuleBasedStateMachine):
 
     level: ClassVar[Level | None] = None
     """For a store whose level is not that of its class."""
+    dead_letter_limit: ClassVar[int] = 40
+    """How many dead letters a store keeps; the machine buries fewer."""
     patience: ClassVar[float] = 10.0
     """Seconds to wait for a store to see that a lease is over."""
 
@@ -398,7 +396,11 @@ class BufferStoreMachine(RuleBasedStateMachine):
 
     @precondition(
         lambda self: (
-            self._taken and all(len(found) < MOST_BURIED for found in self._buried.values())
+            self._taken
+            and all(
+                len(found) + _BURIED_AT_ONCE <= self.dead_letter_limit
+                for found in self._buried.values()
+            )
         )
     )
     @rule(data=st.data())

@@ -1,5 +1,5 @@
 """
-Whole agents against a collector that fails (FAULTS C04 to C24).
+Whole agents against a collector that fails (C04 to C24 of docs/reliability.md).
 
 Each test ends with what every row means besides: the books agree with the ledger of the collector,
 and what is not delivered is kept, or in the books with a reason.

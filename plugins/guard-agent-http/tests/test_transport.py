@@ -19,7 +19,7 @@ from guard_agent import (
     Retry,
     __version__,
 )
-from guard_agent_http import HttpTransport, guard_agent_transports
+from guard_agent_http import HttpTransport
 
 STATUS = AgentStatus(
     timestamp=datetime(2026, 1, 2, tzinfo=timezone.utc),
@@ -29,11 +29,6 @@ STATUS = AgentStatus(
     events_failed=0,
     buffer_size=0,
 )
-
-
-def test_the_hook_hands_over_the_transport():
-    assert guard_agent_transports() == [HttpTransport]
-    assert HttpTransport.name == "http"
 
 
 async def test_the_headers_are_exactly_these(exchange, kit):
@@ -434,6 +429,9 @@ async def test_c14_wherever_it_leads(exchange, kit, location, shown):
         "https://[::ffff:169.254.169.254]",
         "http://2852039166",
         "http://metadata.google.internal/",
+        "http://instance-data/",
+        "https://[fd20:ce::254]",
+        "http://192.0.0.192",
         "file:///etc/passwd",
         "ftp://collector.example",
         "collector.example",

@@ -6,14 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from guard_agent import DynamicRules, GuardAgentError, Paused, Retry, RuleSet, Unchanged
-from guard_agent_polling import PollingSource, guard_agent_rule_sources
+from guard_agent_polling import PollingSource
 
 RULES = {"rule_id": "r", "version": 3, "ip_blacklist": ["192.0.2.1"]}
-
-
-def test_the_hook_hands_over_the_source():
-    assert guard_agent_rule_sources() == [PollingSource]
-    assert PollingSource.name == "polling"
 
 
 async def test_rules_come_as_they_are_with_their_etag(fetch, kit):

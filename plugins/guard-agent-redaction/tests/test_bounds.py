@@ -83,6 +83,8 @@ def test_percent_encoding_of_many_levels_is_not_passed(redact):
         pytest.param("[" * 30_000 + "]" * 30_000, id="deep list"),
         pytest.param('{"a":' * 10_000 + "1" + "}" * 10_000, id="deep object"),
         pytest.param(json.dumps(list(range(9_000))), id="many nodes"),
+        pytest.param("[" + "1," * 5_000 + "1]", id="many small nodes"),
+        pytest.param("[" + "{}," * 2_500 + "{}]", id="many empty objects"),
         pytest.param(json.dumps({"a": "x" * 140_000}), id="long"),
         pytest.param("pin=a&" * 10_000, id="long once redacted"),
         pytest.param("\ufdfa" * 8_000, id="long once normalised"),
@@ -136,6 +138,19 @@ def test_a_hostile_field_does_not_hide_what_happened(redact):
     assert record["endpoint"] == "/login?token=[REDACTED]"
     assert record["reason"] == told["reason"]
     assert record["new key"] == "x y z"
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}])
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 3_000])
+def test_a_field_beyond_the_depth_is_not_passed(redact, wrap, depth):
+    value = "canary"
+    for _ in range(depth):
+        value = wrap(value)
+    value = redact({"metadata": value})["metadata"]
+    for _ in range(MAX_DEPTH):
+        (value,) = value if isinstance(value, list) else value.values()
+
+    assert value == NOT_INSPECTED
 
 
 def test_json_in_a_text_beyond_the_depth_is_not_passed(redact):

@@ -43,6 +43,8 @@ TEXTS = {
         ["--b--"],
     ),
     "xml": (f"<a><ns:Password>{SECRET} x</ns:Password></a>", [SECRET], ["</ns:Password></a>"]),
+    "xml without anything else": (f"<password>{SECRET}</password>", [SECRET], ["</password>"]),
+    "bare cookies with padding": (f"sid={SECRET}==; theme=dark", [SECRET], ["sid="]),
     "bearer": (f"sent Bearer {SECRET} twice", [SECRET], ["Bearer", "twice"]),
     "bearer odd case": (f"bEARER   {SECRET}", [SECRET], []),
     "basic": (f"sent Basic {BASIC} twice", [BASIC], ["Basic", "twice"]),
@@ -228,6 +230,27 @@ def test_numbers_that_are_card_numbers_are_removed(redact):
     assert redact(fields) == {
         "metadata": {"a": "[REDACTED]", "b": ["[REDACTED]"], "c": 4111111111111112}
     }
+
+
+@pytest.mark.parametrize("escape", [r"\u0077", r"\x77", "%77"])
+def test_a_name_may_be_written_with_one_kind_of_escape(redact, escape):
+    assert redact({"reason": f"pass{escape}ord={SECRET}"}) == {"reason": "password=[REDACTED]"}
+
+
+def test_half_a_surrogate_pair_stays_the_escape_it_was(redact):
+    """Unescaped it could not be encoded, and the record would be lost."""
+    text = rf"pass\u0077ord={SECRET} \ud800"
+
+    assert redact({"reason": text}) == {"reason": r"password=[REDACTED] \ud800"}
+
+
+def test_a_count_beside_its_name_stays(redact):
+    pairs = [{"name": "sessions", "value": 3}, {"name": "sessions", "value": SECRET}]
+
+    assert redact({"metadata": pairs})["metadata"] == [
+        {"name": "sessions", "value": 3},
+        {"name": "sessions", "value": "[REDACTED]"},
+    ]
 
 
 def test_keys_that_become_equal_are_kept_apart(redact):

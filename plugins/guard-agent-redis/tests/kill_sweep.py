@@ -1,5 +1,5 @@
 """
-Kill processes that use the store, and see that nothing they were promised is lost (FAULTS P01).
+Kill processes that use the store, and see that nothing they were promised is lost: the promise P01.
 
 Each round starts a worker that appends records, writes down what was confirmed, leases, delivers
 to a ledger, acknowledges a part, releases the rest, and is killed with SIGKILL: at a random moment,

@@ -1,5 +1,5 @@
 """
-Whole agents on a real server that fails (FAULTS R01 to R18).
+Whole agents on a real server that fails (R01 to R18 of docs/reliability.md).
 
 `Host` checks in every test what each row means besides: taking a record never waits, the books
 balance, and the agent ends in time.

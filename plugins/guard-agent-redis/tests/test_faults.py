@@ -1,5 +1,5 @@
 """
-What goes wrong with a server, made to go wrong on a real one (FAULTS R01 to R18).
+What goes wrong with a server, made to go wrong on a real one (R01 to R18 of docs/reliability.md).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def run(*arguments):
 
 
 @pytest.mark.timeout(110)
-def test_no_confirmed_record_is_lost_over_thirty_kills():
+def test_p01_no_confirmed_record_is_lost_over_thirty_kills():
     outcome = run("--kills", "30", "--strace-every", "15", "--server-kill-every", "12")
 
     assert outcome["kills"] == "30"
@@ -39,7 +39,7 @@ def test_no_confirmed_record_is_lost_over_thirty_kills():
 
 
 @pytest.mark.timeout(110)
-def test_eight_processes_deliver_every_record_once():
+def test_r10_eight_processes_deliver_every_record_once():
     outcome = run("--share", "8")
 
     assert outcome["confirmed"] == outcome["delivered"] == "16000"

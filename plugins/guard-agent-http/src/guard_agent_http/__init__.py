@@ -2,14 +2,20 @@
 Delivery over HTTP: the transport ``http``.
 
 `CollectorClient` is for other plugins that talk to the same collector, such as the one that polls
-for rules.
+for rules; `HttpClient` for those that talk to any other server.
 """
 
 from __future__ import annotations
 
 from guard_agent import hookimpl
-from guard_agent_http.answers import Answer, parse_retry_after, status_verdict
-from guard_agent_http.client import CollectorClient, CollectorSettings
+from guard_agent_http.answers import Answer, describe, parse_retry_after, status_verdict
+from guard_agent_http.client import (
+    CollectorClient,
+    CollectorSettings,
+    ConnectionSettings,
+    HttpClient,
+    header_value,
+)
 from guard_agent_http.encryption import Cipher
 from guard_agent_http.resolver import ThreadResolver
 from guard_agent_http.transport import HttpSettings, HttpTransport
@@ -19,9 +25,13 @@ __all__ = [
     "Cipher",
     "CollectorClient",
     "CollectorSettings",
+    "ConnectionSettings",
+    "HttpClient",
     "HttpSettings",
     "HttpTransport",
     "ThreadResolver",
+    "describe",
+    "header_value",
     "parse_retry_after",
     "status_verdict",
 ]

@@ -127,6 +127,22 @@ _PAUSING = {
 }
 
 
+def clock_ahead(date: str | None, now: float) -> float | None:
+    """
+    Seconds by which the clock is ahead that wrote ``date`` (RFC 9110, section 6.6.1).
+
+    None without a usable date. It has whole seconds only, so less than one counts as none.
+    """
+    if date is None or not 20 <= len(date) <= 64:
+        return None
+    try:
+        moment = parsedate_to_datetime(date)
+        ahead = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp() - now
+    except (ValueError, TypeError, IndexError, OverflowError, OSError):
+        return None
+    return 0.0 if -1 < ahead < 1 else round(ahead, 1)
+
+
 def status_verdict(  # noqa: PLR0911 - one return per class of statuses
     answer: Answer,
 ) -> Retry | Paused | None:

@@ -1,10 +1,13 @@
-"""Requests to the collector: one session, one deadline per request, bounded answers."""
+"""Requests over HTTP: one session, one deadline per request, bounded answers."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import ssl
+from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Literal, cast
 
 import aiohttp
@@ -13,7 +16,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from yarl import URL
 
 from guard_agent import Paused, PluginSettings, Retry, __version__, check_endpoint
-from guard_agent_http.answers import Answer, one_line
+from guard_agent_http.answers import Answer, clock_ahead, one_line
 from guard_agent_http.install import resolve_install_id
 from guard_agent_http.proxy import environment_proxy
 from guard_agent_http.resolver import ThreadResolver
@@ -26,8 +29,7 @@ from guard_agent_http.tls import (
 )
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aiohttp.abc import AbstractResolver
     from aiohttp.connector import Connection
@@ -44,12 +46,9 @@ _CHUNK = 64 * 1024
 _WIRE_ERRORS = (aiohttp.ClientError, HttpProcessingError, asyncio.TimeoutError, OSError)
 
 
-class CollectorSettings(PluginSettings):
-    """Settings of every plugin that talks to a collector. None means: as the agent has it."""
+class ConnectionSettings(PluginSettings):
+    """Settings of every plugin that speaks HTTP, whatever it speaks to."""
 
-    endpoint: str | None = Field(default=None, description="Address of the collector")
-    api_key: SecretStr | None = Field(default=None, description="Key at the collector")
-    project_id: str | None = Field(default=None, description="Project the records belong to")
     deadline: float = Field(
         default=10.0,
         gt=0,
@@ -80,6 +79,29 @@ class CollectorSettings(PluginSettings):
         default=None, description="Password of that key, when it is encrypted"
     )
 
+    @field_validator("ca_file", "client_cert_file", "client_key_file")
+    @classmethod
+    def _check_file(cls, value: Path | None) -> Path | None:
+        return None if value is None else _file(value)
+
+    @model_validator(mode="after")
+    def _check_client_certificate(self) -> Self:
+        self.tls_files()
+        return self
+
+    def tls_files(self) -> TlsFiles:
+        return TlsFiles(
+            self.ca_file, self.client_cert_file, self.client_key_file, self.client_key_password
+        )
+
+
+class CollectorSettings(ConnectionSettings):
+    """Settings of every plugin that talks to a collector. None means: as the agent has it."""
+
+    endpoint: str | None = Field(default=None, description="Address of the collector")
+    api_key: SecretStr | None = Field(default=None, description="Key at the collector")
+    project_id: str | None = Field(default=None, description="Project the records belong to")
+
     @field_validator("endpoint")
     @classmethod
     def _check_endpoint(cls, value: str | None) -> str | None:
@@ -97,36 +119,45 @@ class CollectorSettings(PluginSettings):
             header_value("api_key", value.get_secret_value())
         return value
 
-    @field_validator("ca_file", "client_cert_file", "client_key_file")
-    @classmethod
-    def _check_file(cls, value: Path | None) -> Path | None:
-        return None if value is None else _file(value)
 
-    @model_validator(mode="after")
-    def _check_client_certificate(self) -> Self:
-        self.tls_files()
-        return self
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One answer as an operator sees it, and the connection it came over."""
 
-    def tls_files(self) -> TlsFiles:
-        return TlsFiles(
-            self.ca_file, self.client_cert_file, self.client_key_file, self.client_key_password
-        )
+    status: int
+    body_bytes: int
+    encoding: str
+    clock_ahead: float | None
+    """Seconds by which the collector's clock is ahead of ours; it tells whole seconds."""
+    tls: str | None
+    certificate_ends: float | None
+
+    def describe(self) -> dict[str, object]:
+        """What is known, in the words of `guard_agent.Transport.describe`."""
+        known = {
+            "answer": f"http {self.status}",
+            "body_bytes": self.body_bytes,
+            "encoding": self.encoding or None,
+            "clock_ahead": self.clock_ahead,
+            "tls": self.tls,
+            "certificate_ends": self.certificate_ends,
+        }
+        return {name: value for name, value in known.items() if value is not None}
 
 
-class CollectorClient:
+class HttpClient:
     """
-    Makes requests to one collector and brings back answers, or what to do without one.
+    Makes requests to one server and brings back answers, or what to do without one.
 
     Construction does no I/O. After ``open()`` everything runs on the event loop that called it.
     """
 
     def __init__(
         self,
+        url: str,
         *,
-        endpoint: str,
-        api_key: str,
-        project_id: str | None = None,
-        install_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        secrets: Iterable[str] = (),
         deadline: float = 10.0,
         connect_timeout: float = 3.0,
         use_proxy_environment: bool = True,
@@ -136,26 +167,25 @@ class CollectorClient:
         """
         Keep the arguments.
 
-        Without ``install_id`` the one of this machine is read or made in ``open()``. A
-        ``resolver`` that is passed stays the caller's to close.
-
-        Raises:
-            ValueError: naming the argument that cannot be used.
+        Args:
+            url: What the paths of the requests are below; `check_endpoint` has seen it.
+            headers: For every request; each value went through `header_value`.
+            secrets: Texts that are blotted out of what is said of an answer.
+            deadline: Seconds one request may take in all.
+            connect_timeout: Seconds until there is a connection, TLS included.
+            use_proxy_environment: Whether the proxies of the environment are used.
+            tls: The files that make a connection trusted.
+            resolver: When passed it stays the caller's to close.
         """
-        self._url = URL(check_endpoint(endpoint))
-        self._api_key = header_value("api_key", api_key)
+        self._url = URL(url)
+        self._secrets = tuple(secrets)
         self._headers = {
-            "X-API-Key": self._api_key,
-            "Authorization": f"Bearer {self._api_key}",
             "User-Agent": f"guard-agent/{__version__}",
             "Accept": "application/json",
             # What is not compressed cannot unfold to gigabytes.
             "Accept-Encoding": "identity",
+            **(headers or {}),
         }
-        if project_id:
-            self._headers["X-Project-ID"] = header_value("project_id", project_id)
-        if install_id:
-            self._headers["X-Agent-Install-Id"] = header_value("install_id", install_id)
         self._deadline = deadline
         self._connect_timeout = connect_timeout
         self._use_proxy_environment = use_proxy_environment
@@ -166,25 +196,12 @@ class CollectorClient:
         self._tls_files = tls or TlsFiles()
         self._tls: ssl.SSLContext | None = None
         self._tls_failed = False
-
-    @classmethod
-    def configured(cls, settings: CollectorSettings, config: AgentConfig) -> Self:
-        """Make the client that ``settings`` describe; what they leave open is as in ``config``."""
-        own_key = settings.api_key
-        return cls(
-            endpoint=settings.endpoint or config.endpoint,
-            api_key=config.api_key if own_key is None else own_key.get_secret_value(),
-            project_id=settings.project_id or config.project_id,
-            install_id=config.install_id,
-            deadline=min(settings.deadline, config.timeout),
-            connect_timeout=settings.connect_timeout,
-            use_proxy_environment=settings.use_proxy_environment,
-            tls=settings.tls_files(),
-        )
+        self.last: Exchange | None = None
+        """Of the last request, when it was answered."""
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port of the collector, the port always included."""
+        """Scheme, host and port of the server, the port always included."""
         host = self._url.raw_host or ""
         shown = f"[{host}]" if ":" in host else host
         return f"{self._url.scheme}://{shown}:{self._url.port}"
@@ -200,8 +217,6 @@ class CollectorClient:
             return
         if self._url.scheme == "https":
             self._tls, self._tls_failed = self._tls_files.context(), False
-        if "X-Agent-Install-Id" not in self._headers:
-            self._headers["X-Agent-Install-Id"] = resolve_install_id()
         if self._use_proxy_environment:
             self._proxy = environment_proxy(self._url)
         self._resolver = self._given_resolver or ThreadResolver()
@@ -245,7 +260,7 @@ class CollectorClient:
         max_answer_bytes: int = DEFAULT_ANSWER_BYTES,
     ) -> Answer | Retry | Paused:
         """
-        Make one request to ``path`` below the endpoint.
+        Make one request to ``path`` below the url, or to the url itself when it is empty.
 
         The deadline covers everything from looking up the name to the last byte of the answer.
         Redirects are answers. Of the body at most ``max_answer_bytes`` are read, then the
@@ -296,9 +311,9 @@ class CollectorClient:
         """
         Read an answer that goes on, such as server-sent events, line by line until it ends.
 
-        There is no deadline for the whole of it: it ends when the collector ends it, or says
-        nothing for ``silence`` seconds, or sends a line that is longer than ``max_line_bytes``.
-        Only a 200 is followed.
+        There is no deadline for the whole of it: it ends when the server ends it, or says nothing
+        for ``silence`` seconds, or sends a line that is longer than ``max_line_bytes``. Only a 200
+        is followed.
 
         Returns:
             The head of the answer, without a body; or `Retry` or `Paused`.
@@ -341,9 +356,9 @@ class CollectorClient:
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> _Response | Retry | Paused:
         """Send a request; returns when the head of the answer is there."""
-        session = self._session
+        session, self.last = self._session, None
         if session is None:
-            msg = "open() the collector client before the first request"
+            msg = "open() the client before the first request"
             raise RuntimeError(msg)
         # With each request and not with the session, whose headers aiohttp sends to proxies too.
         sent = {**self._headers, **(headers or {})}
@@ -358,7 +373,7 @@ class CollectorClient:
                 self._tls, self._tls_failed = self._tls_files.context(), False
             opened = await session.request(
                 method,
-                self._url / path.lstrip("/"),
+                self._url / path.lstrip("/") if path else self._url,
                 data=body,
                 headers=sent,
                 allow_redirects=False,
@@ -371,14 +386,27 @@ class CollectorClient:
             return Retry(one_line(str(error)))
         except _WIRE_ERRORS as error:
             return self._translate(error)
-        return cast("_Response", opened)  # the session was told to make these
+
+        response = cast("_Response", opened)  # the session was told to make these
+        self.last = Exchange(
+            response.status,
+            len(body or b""),
+            sent.get("Content-Encoding", ""),
+            clock_ahead(response.headers.get("Date"), time()),
+            *response.tls,
+        )
+        return response
+
+    def quote(self, text: str) -> str:
+        """Foreign text for people: one printable line, the secrets blotted out."""
+        return one_line(self._hide(text))
 
     def _excerpt(self, content: bytearray) -> str:
-        return one_line(self._hide(content[:4096].decode("utf-8", "replace")))
+        return self.quote(content[:4096].decode("utf-8", "replace"))
 
     def _hide(self, text: str) -> str:
-        secrets = () if self._proxy is None else self._proxy.secrets
-        for secret in (self._api_key, *secrets):
+        proxy = () if self._proxy is None else self._proxy.secrets
+        for secret in (*self._secrets, *proxy):
             text = text.replace(secret, "***")
         return text
 
@@ -394,7 +422,7 @@ class CollectorClient:
     def _translate_tls(self, error: BaseException) -> Retry | Paused | None:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             self._tls_failed = True
-            fault = one_line(self._hide(certificate_fault(error.certificate_error)))
+            fault = self.quote(certificate_fault(error.certificate_error))
             return Paused(f"the certificate of {self.origin} is not valid: {fault}")
         tls = handshake_fault(error)
         if tls is None and self._tls is not None and _is_hang_up(error):
@@ -403,7 +431,7 @@ class CollectorClient:
             return None
         self._tls_failed = True
         fault, permanent = tls
-        reason = f"no safe connection to {self.origin}: {one_line(self._hide(fault))}"
+        reason = f"no safe connection to {self.origin}: {self.quote(fault)}"
         return Paused(reason) if permanent else Retry(reason)
 
     def _translate_network(  # noqa: PLR0911 - one return per kind of error
@@ -439,7 +467,71 @@ class CollectorClient:
             text = os.strerror(error.errno)
         else:
             text = str(error) or type(error).__name__
-        return one_line(self._hide(text))
+        return self.quote(text)
+
+
+class CollectorClient(HttpClient):
+    """A client that says who is asking, in the headers that collectors of the agent know."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        api_key: str,
+        project_id: str | None = None,
+        install_id: str | None = None,
+        deadline: float = 10.0,
+        connect_timeout: float = 3.0,
+        use_proxy_environment: bool = True,
+        tls: TlsFiles | None = None,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        """
+        Keep the arguments.
+
+        Without ``install_id`` the one of this machine is read or made in ``open()``. A
+        ``resolver`` that is passed stays the caller's to close.
+
+        Raises:
+            ValueError: naming the argument that cannot be used.
+        """
+        url = check_endpoint(endpoint)
+        key = header_value("api_key", api_key)
+        headers = {"X-API-Key": key, "Authorization": f"Bearer {key}"}
+        if project_id:
+            headers["X-Project-ID"] = header_value("project_id", project_id)
+        if install_id:
+            headers["X-Agent-Install-Id"] = header_value("install_id", install_id)
+        super().__init__(
+            url,
+            headers=headers,
+            secrets=(key,),
+            deadline=deadline,
+            connect_timeout=connect_timeout,
+            use_proxy_environment=use_proxy_environment,
+            tls=tls,
+            resolver=resolver,
+        )
+
+    @classmethod
+    def configured(cls, settings: CollectorSettings, config: AgentConfig) -> Self:
+        """Make the client that ``settings`` describe; what they leave open is as in ``config``."""
+        own_key = settings.api_key
+        return cls(
+            endpoint=settings.endpoint or config.endpoint,
+            api_key=config.api_key if own_key is None else own_key.get_secret_value(),
+            project_id=settings.project_id or config.project_id,
+            install_id=config.install_id,
+            deadline=min(settings.deadline, config.timeout),
+            connect_timeout=settings.connect_timeout,
+            use_proxy_environment=settings.use_proxy_environment,
+            tls=settings.tls_files(),
+        )
+
+    async def open(self) -> None:
+        if "X-Agent-Install-Id" not in self._headers:
+            self._headers["X-Agent-Install-Id"] = resolve_install_id()
+        await super().open()
 
 
 class _Response(aiohttp.ClientResponse):
@@ -459,6 +551,15 @@ class _Response(aiohttp.ClientResponse):
         except BaseException:
             self.abort()
             raise
+
+    @property
+    def tls(self) -> tuple[str | None, float | None]:
+        """Version, and until when the certificate is good; empty without TLS."""
+        tls = None if self._wire is None else self._wire.get_extra_info("ssl_object")
+        if tls is None:
+            return None, None
+        ends = (tls.getpeercert() or {}).get("notAfter")
+        return tls.version(), None if ends is None else float(ssl.cert_time_to_seconds(ends))
 
     @property
     def idle(self) -> bool:

@@ -23,6 +23,8 @@ from guard_agent_http.encryption import Cipher
 from guard_agent_http.envelope import Envelope, PlainEnvelope, SealedEnvelope
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from guard_agent import AgentConfig, AgentStatus, Retry
 
 _STATUS_INTERVAL = "X-Status-Interval"
@@ -117,6 +119,9 @@ class HttpTransport(Transport):
 
     async def close(self) -> None:
         await self._client.close()
+
+    def describe(self) -> Mapping[str, object]:
+        return {} if self._client.last is None else self._client.last.describe()
 
     async def send(self, batch: Batch) -> SendResult:
         size = self._envelope.size(batch.size + max(len(batch) - 1, 0))

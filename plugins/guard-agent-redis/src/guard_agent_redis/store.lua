@@ -1125,6 +1125,56 @@ function operations.stats(...)
   return reply
 end
 
+-- destination, most records, after which id to begin in the streams 3, 2, 1 and 0
+-- → records ever appended, whether that was all, where to go on in each stream,
+-- {priority, rows, bodies} of what waits for the destination in each entry
+function operations.peek(destination, limit, ...)
+  if is_unknown(destination) then return UNKNOWN end
+  absorb_all()
+  limit = tonumber(limit)
+  local from, found, taken, all = {...}, {}, 0, 1
+  for place = 1, 4 do
+    local priority = 4 - place
+    if limit == 0 then from[place] = meta['counted:' .. priority] or ZERO end
+    while limit > 0 do
+      if taken >= limit then
+        all = 0
+        break
+      end
+      local items = call('XRANGE', stream(priority), '(' .. from[place], '+', 'COUNT', 16)
+      if #items == 0 then break end
+      local fields = {}
+      for i, item in ipairs(items) do fields[i] = priority .. ':' .. item[1] end
+      local raw = get_many(states(destination), fields)
+      for i, item in ipairs(items) do
+        if taken >= limit then break end
+        from[place] = item[1]
+        local entry = parse(priority, item)
+        local state = entry and (raw[i] and decode(raw[i])
+          or before(mark('seen', destination, priority), item[1]) and whole(entry.n))
+        local rows, bodies = {}, {}
+        for position = 1, state and state.top or 0 do
+          if state.slots[position] then
+            rows[#rows + 1] = string.sub(entry.h, (position - 1) * ROW + 1, position * ROW)
+            bodies[#bodies + 1] =
+              string.sub(entry.b, entry.ends[position - 1] + 1, entry.ends[position])
+          end
+        end
+        taken = taken + #rows
+        if #rows > 0 then
+          found[#found + 1] = priority
+          found[#found + 1] = table.concat(rows)
+          found[#found + 1] = table.concat(bodies)
+        end
+      end
+    end
+  end
+  -- A look must not fail because the server has no memory left; see stats.
+  save(redis.pcall)
+  changed = {}
+  return {number('appended:n'), all, from, found}
+end
+
 -- destination → letters
 function operations.letters(destination)
   return call('LRANGE', dead(destination), 0, -1)

@@ -59,6 +59,7 @@ from guard_agent import (
     HostRedis,
     Lease,
     Level,
+    Peeked,
     PluginContext,
     Record,
 )
@@ -79,6 +80,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("guard_agent.redis")
 
+_BEGINNING = "0-0"
+_STREAMS = 4
 _SHARE = 128
 _ALLOWANCE_TIME = 10.0
 """Seconds for which an allowance is good; the agent asks for statistics every 5."""
@@ -408,6 +411,29 @@ class RedisStore(BufferStore):
             except (struct.error, ValueError):
                 logger.debug("a dead letter of %s is not one of ours", destination)
         return tuple(letters)
+
+    async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
+        self._check(destination)
+        # Where the look before had come to: records appended by then, seen since, ids.
+        base, seen, ids = 0, 0, [_BEGINNING] * _STREAMS
+        if after is not None:
+            head, *ids = after.split(",")
+            base, seen = map(int, head.split("+"))
+        appended, all_seen, ends, parts = await self._run("peek", destination, limit, *ids)
+        records = [
+            record
+            for at in range(0, len(parts), 3)
+            for record in codec.decode(parts[at], parts[at + 1], parts[at + 2])
+        ]
+        records.sort(key=lambda record: record.accepted_at)
+        seen += len(records)
+        passed = 0
+        if all_seen or not limit:
+            # Less than before was appended to a store that was built anew meanwhile.
+            passed = max(appended - base - seen, 0) if after is not None and limit else 0
+            base, seen = appended, 0
+        position = ",".join([f"{base}+{seen}", *(end.decode() for end in ends)])
+        return Peeked(records, position, passed)
 
     async def replay(self, destination: str, limit: int) -> int:
         self._check(destination)

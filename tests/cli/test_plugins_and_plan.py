@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,8 +68,11 @@ def test_plugins_goes_on_after_broken_ones():
 
     table = rows(result.stdout)
     assert table["acme-exits"][:3] == ("-", "acme-guard-fixtures", "1.2.3")
-    assert table["acme-exits"][3].startswith("broken: GA103 ")
-    assert table["acme-sync-send"][3].startswith("broken: GA110 ")
+    assert table["acme-exits"][3] == "broken: GA103, see below"
+    assert table["acme-sync-send"][3] == "broken: GA110, see below"
+    assert "\nGA110: transport T of acme-guard-fixtures 1.2.3: send is not 'async def'" in (
+        result.stdout
+    )
     assert result.stdout.count("\nacme-twice ") == 2
 
 
@@ -85,6 +90,100 @@ def test_plugins_works_with_a_configuration_that_does_not():
     assert result.exit_code == 0
     assert "GA303" in result.stderr
     assert rows(result.stdout)["acme-tcp"][3] == "available"
+
+
+def test_plugins_ends_with_1_when_one_in_use_is_broken_or_missing():
+    write("api_key: a-key-of-a-test\ntransports: [acme-sync-send]\n")
+    broken = run("plugins")
+    write("api_key: a-key-of-a-test\nstore: nowhere\n")
+    missing = run("plugins")
+
+    assert (broken.exit_code, missing.exit_code) == (1, 1)
+
+
+def test_plugins_as_json():
+    write(f"api_key: a-key-of-a-test\n{GOOD}")
+
+    found = {row["name"]: row for row in json.loads(run("plugins", "--json").stdout)}
+
+    assert found["acme-tcp"]["in_use"]
+    assert found["acme-lazy"]["state"] == "available"
+    assert found["acme-exits"]["problems"][0]["code"] == "GA103"
+    assert found["acme-exits"]["problems"][0]["fix"]
+
+
+def test_a_disabled_plugin_is_not_imported():
+    write("api_key: a-key-of-a-test\n")
+    before = set(sys.modules)
+
+    table = rows(run("plugins", "--disable", "acme-exits", "--disable", "acme-lazy").stdout)
+
+    assert table["acme-lazy"] == ("-", "acme-guard-fixtures", "1.2.3", "disabled: not imported")
+    assert table["acme-exits"][3] == "disabled: not imported"
+    new = set(sys.modules) - before
+    assert "acme_guard_fixtures.acme_tcp" in new
+    assert "acme_guard_fixtures.acme_lazy" not in new
+
+
+def test_without_plugins_only_those_of_the_core_are_there():
+    write("api_key: a-key-of-a-test\n")
+
+    found = json.loads(run("plugins", "--no-plugins", "--json").stdout)
+
+    assert {row["state"] for row in found if row["distribution"] != "guard-agent"} == {"disabled"}
+    others = {row["name"]: row["state"] for row in found if row["distribution"] == "guard-agent"}
+    assert (others["memory"], others["console"]) == ("active", "available")
+
+
+def test_the_plan_without_a_broken_plugin():
+    write(f"api_key: a-key-of-a-test\n{GOOD}".replace("acme-tcp/eu", "acme-sync-send"))
+
+    with_it = run("plan")
+    without = run("plan", "--disable", "acme-sync-send")
+
+    assert (with_it.exit_code, without.exit_code) == (1, 0)
+    assert "GA110" in with_it.stdout
+    assert "acme-sync-send" not in without.stdout
+    assert "'guard-agent explain GA110' says more" in with_it.stderr
+
+
+def test_one_instance_can_be_disabled():
+    write(f"api_key: a-key-of-a-test\n{GOOD}")
+
+    output = run("plan", "--disable", "acme-tcp/eu").stdout
+
+    assert "acme-tcp" in output
+    assert "acme-tcp/eu" not in output
+
+
+def test_the_plan_is_refused_without_what_redacts():
+    write(f"api_key: a-key-of-a-test\n{GOOD}")
+
+    result = run("plan", "--disable", "acme-redact")
+
+    assert result.exit_code == 78
+    assert "GA201" in result.stderr
+
+
+def test_disabling_what_is_not_there_is_a_mistake():
+    write(f"api_key: a-key-of-a-test\n{GOOD}")
+
+    result = run("plan", "--disable", "acme-redct")
+
+    assert result.exit_code == 2
+    assert "did you mean 'acme-redact'?" in result.stderr
+
+
+def test_the_plan_as_json():
+    write(f"api_key: a-key-of-a-test\n{GOOD}")
+
+    plan = json.loads(run("plan", "--json").stdout)
+
+    assert [step["name"] for step in plan["path"]] == [
+        "acme-redact", "acme-store", "acme-tcp", "acme-tcp/eu",
+    ]  # fmt: skip
+    assert plan["redacted"] is True
+    assert plan["path"][0]["stage"] == "redact"
 
 
 def test_plan_explains_the_configuration_that_was_found():

@@ -1,0 +1,374 @@
+"""The contract suites find plugins that break the contract, and say so in words."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+TRANSPORTS = """
+import json
+import time
+import urllib.request
+from urllib.error import HTTPError
+
+import aiohttp
+from guard_agent import (
+    Accepted, Batch, PluginSettings, Reject, Retry, Transport, hookimpl, Paused, TooLarge,
+)
+from guard_agent.testing.contracts import TransportContract
+
+
+class Settings(PluginSettings):
+    url: str
+
+
+class Sound(Transport):
+    name = "sound"
+    Settings = Settings
+
+    async def open(self):
+        self.session = aiohttp.ClientSession()
+
+    async def close(self):
+        if hasattr(self, "session"):
+            await self.session.close()
+
+    def body(self, batch):
+        return b"\\n".join(record.payload for record in batch.records)
+
+    async def send(self, batch):
+        try:
+            async with self.session.post(
+                self.settings.url, data=self.body(batch), allow_redirects=False
+            ) as response:
+                return self.verdict(response.status, response.headers)
+        except (aiohttp.ClientError, OSError) as error:
+            return Retry(str(error) or "gone")
+
+    def verdict(self, status, headers):
+        if status == 200:
+            return Accepted()
+        if status == 429:
+            return Retry("busy", after=float(headers["Retry-After"]), throttled=True)
+        if status in (400, 422):
+            return Reject("refused")
+        if status == 413:
+            return TooLarge()
+        return Retry("broken") if status >= 500 else Paused("denied")
+
+
+class AlwaysAccepts(Sound):
+    def verdict(self, status, headers):
+        return Accepted()
+
+
+class DropsOne(Sound):
+    def body(self, batch):
+        return b"\\n".join(record.payload for record in batch.records[:99])
+
+
+class ForgetsTheDelay(Sound):
+    def verdict(self, status, headers):
+        return Retry("busy") if status == 429 else super().verdict(status, headers)
+
+
+class TellsItsKey(Sound):
+    def verdict(self, status, headers):
+        if status == 401:
+            return Paused(f"{self.context.config.api_key} is not taken")
+        return super().verdict(status, headers)
+
+
+class SwallowsCancellation(Sound):
+    async def send(self, batch):
+        try:
+            return await super().send(batch)
+        except BaseException:
+            return Retry("whatever")
+
+
+class Blocks(Sound):
+    async def send(self, batch):
+        request = urllib.request.Request(self.settings.url, self.body(batch), method="POST")
+        try:
+            with urllib.request.urlopen(request) as response:
+                return Accepted()
+        except HTTPError as error:
+            return self.verdict(error.code, error.headers)
+        except OSError as error:
+            return Retry(str(error))
+
+
+@hookimpl
+def guard_agent_transports():
+    return [PLUGIN]
+
+
+class TestIt(TransportContract):
+    plugin = PLUGIN
+
+    def settings(self):
+        return {"url": self.peer.url}
+"""
+
+ENRICHERS = """
+import os
+import pathlib
+import time
+
+from guard_agent import Enricher, Stage, hookimpl
+from guard_agent.testing.contracts import EnricherContract
+
+shared = ["a list of everybody"]
+
+
+class Sound(Enricher):
+    name = "sound"
+    stage = Stage.DERIVE
+    adds = frozenset({"metadata.region"})
+
+    def add(self, fields):
+        if isinstance(fields.get("metadata"), dict):
+            fields["metadata"]["region"] = {"name": "eu"}
+        return fields
+
+    def bind(self, kind):
+        return self.add if kind == "event" else None
+
+
+class AddsMore(Sound):
+    def add(self, fields):
+        fields["host"] = "a name"
+        return super().add(fields)
+
+
+class Trusts(Sound):
+    def add(self, fields):
+        fields["metadata"]["region"] = "eu"
+        return fields
+
+
+class AddsObjects(Sound):
+    def add(self, fields):
+        if isinstance(fields.get("metadata"), dict):
+            fields["metadata"]["region"] = pathlib.Path("/eu")
+        return fields
+
+
+class Shares(Sound):
+    def add(self, fields):
+        if isinstance(fields.get("metadata"), dict):
+            fields["metadata"]["region"] = shared
+        return fields
+
+
+class Reads(Sound):
+    def add(self, fields):
+        open(__file__).close()
+        return super().add(fields)
+
+
+class TakesTheKey(Sound):
+    def add(self, fields):
+        fields["idempotency_key"] = "another"
+        return fields
+
+
+class Misses(Sound):
+    stage = Stage.REDACT
+    adds = frozenset()
+
+    def add(self, fields):
+        headers = (fields.get("metadata") or {})
+        if isinstance(headers, dict):
+            headers.pop("password", None)
+        return fields
+
+
+@hookimpl
+def guard_agent_enrichers():
+    return [PLUGIN]
+
+
+class TestIt(EnricherContract):
+    plugin = PLUGIN
+"""
+
+RULES = """
+import json
+
+import aiohttp
+from guard_agent import Paused, PluginSettings, Retry, RuleSet, RuleSource, Unchanged, hookimpl
+from guard_agent.testing.contracts import RuleSourceContract
+
+
+class Settings(PluginSettings):
+    url: str
+
+
+class Sound(RuleSource):
+    name = "sound"
+    Settings = Settings
+    interval = 60.0
+
+    async def open(self):
+        self.session = aiohttp.ClientSession()
+
+    async def close(self):
+        if hasattr(self, "session"):
+            await self.session.close()
+
+    def ask(self, known):
+        headers = {"If-None-Match": known} if known else {}
+        return self.session.get(self.settings.url, headers=headers, allow_redirects=False)
+
+    async def fetch(self, known):
+        try:
+            async with self.ask(known) as response:
+                return self.read(response.status, response.headers, await response.read())
+        except (aiohttp.ClientError, OSError) as error:
+            return Retry(str(error) or "gone")
+
+    def read(self, status, headers, body):
+        if status == 304:
+            return Unchanged()
+        if status == 200:
+            try:
+                document = json.loads(body)
+            except ValueError as error:
+                return Retry(str(error))
+            return RuleSet(document, headers["ETag"]) if type(document) is dict else Retry("none")
+        if status == 429:
+            return Retry("busy", after=float(headers["Retry-After"]), throttled=True)
+        return Retry("broken") if status >= 500 else Paused("denied")
+
+
+class AlwaysNew(Sound):
+    def ask(self, known):
+        return super().ask(None)
+
+
+class TakesAnything(Sound):
+    def read(self, status, headers, body):
+        return RuleSet(json.loads(body), headers.get("ETag")) if status == 200 else Retry("no")
+
+
+class GivesUp(Sound):
+    async def fetch(self, known):
+        async with self.ask(known) as response:
+            return self.read(response.status, response.headers, await response.read())
+
+
+@hookimpl
+def guard_agent_rule_sources():
+    return [PLUGIN]
+
+
+class TestIt(RuleSourceContract):
+    plugin = PLUGIN
+
+    def settings(self):
+        return {"url": self.peer.url}
+"""
+
+SOUND = "every test passes"
+
+
+def check(pytester, source, cases):
+    """
+    Run the suite on every class, in one process; returns what pytest said.
+
+    Of a broken class only the test that has to find it runs.
+    """
+    wanted = []
+    for name, test in cases.items():
+        text = source.replace("class TestIt", f"class TestIt{name}").replace("PLUGIN", name)
+        path = pytester.makepyfile(**{f"test_{name.lower()}": textwrap.dedent(text)})
+        wanted.append(path.name if test is SOUND else f"{path.name}::TestIt{name}::{test}")
+    options = ["asyncio_mode=strict", "asyncio_default_fixture_loop_scope=function"]
+    options = [part for option in options for part in ("-o", option)]
+    result = pytester.runpytest_subprocess(
+        "-q", "-W", "error", "-p", "no:cacheprovider", "-rf", *options, *wanted
+    )
+    text = result.stdout.str()
+    assert result.parseoutcomes().get("errors", 0) == 0, text
+    failed = set(re.findall(r"^FAILED \S+::TestIt(\w+)::", text, re.MULTILINE))
+    assert failed == {name for name, test in cases.items() if test is not SOUND}, text
+    return text
+
+
+def test_transports_that_break_the_contract_are_found(pytester):
+    text = check(
+        pytester,
+        TRANSPORTS,
+        {
+            "Sound": SOUND,
+            "AlwaysAccepts": "test_every_answer_has_its_result_and_the_next_batch_is_delivered",
+            "DropsOne": "test_a_batch_arrives_whole_and_in_order",
+            "ForgetsTheDelay": "test_every_answer_has_its_result_and_the_next_batch_is_delivered",
+            "TellsItsKey": "test_every_answer_has_its_result_and_the_next_batch_is_delivered",
+            "SwallowsCancellation": "test_a_cancelled_send_ends_and_the_next_one_works",
+            "Blocks": "test_an_answer_that_takes_its_time_does_not_hold_up_the_event_loop",
+        },
+    )
+    assert "send() blocked the event loop" in text
+    assert "the peer named a delay" in text
+    assert "a secret must not be in a reason" in text
+
+
+def test_enrichers_that_break_the_contract_are_found(pytester):
+    text = check(
+        pytester,
+        ENRICHERS,
+        {
+            "Sound": SOUND,
+            "AddsMore": "test_it_adds_what_it_declares_and_nothing_else",
+            "Trusts": "test_nothing_is_raised_whatever_the_record",
+            "AddsObjects": "test_what_comes_out_is_plain_data_with_its_key_and_time",
+            "Shares": "test_records_share_nothing",
+            "Reads": "test_it_opens_nothing_and_waits_for_nothing",
+            "TakesTheKey": "test_what_comes_out_is_plain_data_with_its_key_and_time",
+            "Misses": "test_one_that_redacts_leaves_no_secret",
+        },
+    )
+    assert "not in adds, which is ['metadata.region']" in text
+
+
+def test_rule_sources_that_break_the_contract_are_found(pytester):
+    check(
+        pytester,
+        RULES,
+        {
+            "Sound": SOUND,
+            "AlwaysNew": "test_what_is_known_is_not_brought_again",
+            "TakesAnything": "test_what_is_no_document_means_later",
+            "GivesUp": "test_a_peer_that_is_away_means_later",
+        },
+    )
+
+
+@pytest.mark.parametrize("where", ["suite", "plugin"])
+def test_a_suite_that_is_too_old_for_a_plugin_says_so_once(pytester, where):
+    pytester.makepyfile(
+        f"""
+        from guard_agent.plugins.truncate import TruncateEnricher
+        from guard_agent.testing.contracts import EnricherContract
+
+        class Newer(TruncateEnricher):
+            contract_version = {7 if where == "plugin" else 1}
+
+        class TestNewer(EnricherContract):
+            plugin = Newer
+            contract_version = {7 if where == "suite" else 1}
+        """
+    )
+
+    result = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", "-p", "no:asyncio")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*TestNewer needs version 7 of the contract suites, and *"])
+    assert "Traceback" not in result.stdout.str()
