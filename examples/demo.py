@@ -118,6 +118,7 @@ class Collector:
             cwd=folder,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends it then
         )
         self.url = self._announced()
 
@@ -239,6 +240,7 @@ class App:
                 pass_fds=[listener.fileno()],
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def request(
@@ -576,7 +578,9 @@ def main() -> int:
         )
         return 1
     # So that 'finally' also ends the app when the demo is told to end.
-    signal.signal(signal.SIGTERM, _end)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
     with tempfile.TemporaryDirectory(prefix="guard-agent-demo-") as folder:
         try:
             return run(Terminal(), Path(folder))
