@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import hmac
 import json
+import sqlite3
 
 import aiohttp
 import pytest
@@ -394,3 +395,18 @@ async def test_a_page_gets_what_it_missed_and_not_more(start, make):
     much = await kit.news(later["id"])
     assert (len(much["records"]), much["missed"]) == (500, 200)
     assert (await kit.news("r99999-q99999"))["fresh"] is True
+
+
+async def test_a_database_that_fails_is_a_503_and_nothing_is_acknowledged(start, make):
+    kit = await start()
+    locked = sqlite3.connect(kit.server._options.database, isolation_level=None)
+    kit.server._storage._writer.execute("PRAGMA busy_timeout=10")
+    locked.execute("BEGIN IMMEDIATE")
+
+    response, said = await kit.send(make())
+
+    assert response.status == 503
+    assert "database" in said["detail"]
+    locked.execute("ROLLBACK")
+    locked.close()
+    assert (await kit.send(make()))[1] == {"success": True, "accepted": 1, "duplicates": 0}

@@ -218,6 +218,11 @@ def test_events_of_the_app_appear_and_can_be_searched_and_read(opened, collector
     expect(rows(page, "203.0.113.22")).to_have_count(1)  # repeats are one row
     expect(rows(page, "203.0.113.22").locator(".times")).to_have_text("\N{MULTIPLICATION SIGN}3")
 
+    page.locator("#live-collapse").uncheck()
+    expect(rows(page, "203.0.113.22")).to_have_count(3)
+    page.locator("#live-collapse").check()
+    expect(rows(page, "203.0.113.22")).to_have_count(1)
+
     page.keyboard.press("/")
     page.keyboard.type("203.0.113.22 probe")
     expect(rows(page)).to_have_count(1)

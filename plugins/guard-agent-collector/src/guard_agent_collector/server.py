@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -352,7 +353,8 @@ class CollectorServer:
                 answer, new = await self._accept(made, sender, facts, request=request, began=began)
             except RefusedError as error:
                 facts |= {"status": error.status, "detail": error.detail, "ms": _ms(began)}
-                await self._writing(self._store.add_request, None, facts)
+                with suppress(sqlite3.Error, StorageFullError):
+                    await self._writing(self._store.add_request, None, facts)
                 self._feed.tell()
                 more: dict[str, Any] = dict(error.more)
                 retry = more.pop("retry_after", None)
@@ -417,7 +419,7 @@ class CollectorServer:
         began = time.perf_counter() if began is None else began
         if unpacked.status is not None:
             facts |= {"status": 200, "ms": _ms(began)}
-            await self._writing(self._store.add_report, unpacked.status, sender, facts)
+            await self._keeping(self._store.add_report, unpacked.status, sender, facts)
             self._feed.tell()
             return _said(200), 0
 
@@ -437,11 +439,7 @@ class CollectorServer:
                 await self._breaker.hang()
             return _hang_up(request), 0
         facts |= {"status": None if fault == "lose_ack" else 200, "ms": _ms(began)}
-        try:
-            new, known = await self._writing(self._store.add, unpacked.records, sender, facts)
-        except StorageFullError as error:
-            detail = "the database is full; the oldest records go: send it again"
-            raise RefusedError(503, detail, retry_after=RETRY_AFTER) from error
+        new, known = await self._keeping(self._store.add, unpacked.records, sender, facts)
         self._feed.tell()
         self._pass_on(made)
         if request is not None and fault == "lose_ack":
@@ -449,6 +447,22 @@ class CollectorServer:
         if made.path == ingest.LOGS:
             return _json({}), new
         return _json({"success": True, "accepted": new + known, "duplicates": known}), new
+
+    async def _keeping(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """
+        Write; when that is not possible the sender keeps its records and comes again.
+
+        Raises:
+            RefusedError: 503.
+        """
+        try:
+            return await self._writing(function, *arguments)
+        except StorageFullError as error:
+            detail = "the database is full; the oldest records go: send it again"
+            raise RefusedError(503, detail, retry_after=RETRY_AFTER) from error
+        except sqlite3.Error as error:
+            logger.warning("the database cannot be used: %s", error)
+            raise RefusedError(503, f"the database cannot be used: {error}") from error
 
     def _break(self, fault: str, size: int, records: int) -> None:
         detail = "broken on purpose"

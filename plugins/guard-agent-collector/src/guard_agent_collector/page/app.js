@@ -100,7 +100,7 @@ $("tabs").addEventListener("keydown", (event) => {
 addEventListener("hashchange", () => show(location.hash.slice(1)));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !$("detail").hidden) closeDetail();
-  const typing = event.target.closest?.("input, textarea, select");
+  const typing = event.target.closest?.("input:not([type=checkbox]), textarea, select");
   if (event.key === "/" && !typing && state.tab === "live") { event.preventDefault(); $("live-filter").focus(); }
 });
 
@@ -220,9 +220,9 @@ document.addEventListener("click", async (event) => {
 
 // Live
 
-const MAX_GROUPS = 2000, MAX_ROWS = 250;
+const MAX_RECORDS = 3000, MAX_GROUPS = 2000, MAX_ROWS = 250;
 const live = {
-  groups: new Map(), order: 0, types: new Map(), off: new Set(["metrics", "diagnostics"]), rows: new Map(),
+  records: [], groups: new Map(), types: new Map(), off: new Set(["metrics", "diagnostics"]), rows: new Map(),
   paused: false, waiting: [], frozen: 0, open: null, opener: null, missed: 0, planned: false,
 };
 const TOGETHER = {metric: "metrics", diagnostic: "diagnostics"};
@@ -241,19 +241,26 @@ function take(records) {
     const known = live.types.get(chip) || {count: 0, class: record.class};
     known.count += record.count;
     live.types.set(chip, known);
-    const alike = $("live-collapse").checked
-      ? JSON.stringify([record.type, record.ip, record.endpoint, record.method, record.action, record.reason.replace(/\d+/g, "#")]) : `#${record.id}`;
-    const group = live.groups.get(alike);
-    live.groups.delete(alike);  // a map keeps the order of insertion: the newest is the last
-    live.groups.set(alike, group
-      ? {...group, record, count: group.count + record.count, times: group.times + 1}
-      : {key: alike, record, count: record.count, times: 1});
+    collapse(record);
   }
+  live.records.push(...records);
+  live.records = live.records.slice(-MAX_RECORDS);
   for (const key of live.groups.keys()) {
     if (live.groups.size <= MAX_GROUPS) break;
     live.groups.delete(key);
   }
   planLive();
+}
+
+/** Put a record into the row of those that say the same, or into one of its own. */
+function collapse(record) {
+  const key = $("live-collapse").checked
+    ? JSON.stringify([record.type, record.ip, record.endpoint, record.method, record.action, record.reason.replace(/\d+/g, "#")]) : `#${record.id}`;
+  const group = live.groups.get(key);
+  live.groups.delete(key);  // a map keeps the order of insertion: the newest is the last
+  live.groups.set(key, group
+    ? {...group, record, count: group.count + record.count, times: group.times + 1}
+    : {key, record, count: record.count, times: 1});
 }
 
 function planLive() {
@@ -349,8 +356,9 @@ $("live-chips").addEventListener("click", (event) => {
 });
 $("live-filter").addEventListener("input", planLive);
 $("live-collapse").addEventListener("change", () => {
-  // Groups are made as records come: those that are there stay as they are.
-  say($("live-collapse").checked ? "repeats are collapsed from now on" : "repeats are listed from now on");
+  live.groups.clear();
+  for (const record of live.records) collapse(record);
+  planLive();
 });
 $("live-pause").addEventListener("click", () => {
   live.paused = !live.paused;
@@ -754,7 +762,7 @@ function connect() {
 
 /** Another database than the last time: what is listed is not in it. */
 function forget() {
-  live.groups.clear(); live.types.clear(); live.rows.clear(); live.waiting = []; live.missed = 0;
+  live.groups.clear(); live.types.clear(); live.rows.clear(); live.records = []; live.waiting = []; live.missed = 0;
   $("live-rows").replaceChildren(); $("live-chips").replaceChildren();
   wire.requests = []; $("wire-rows").replaceChildren();
 }
