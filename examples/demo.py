@@ -1,9 +1,11 @@
 """
-A guarded app under attack, its agent and a collector, in one terminal.
+A guarded app under attack, its agent, and a collector with a live page.
 
 Starts a collector and ``guarded_app.py`` on loopback, visits and attacks the app, shows what the
 agent delivers, publishes a rule, and shows that it holds. Needs no account, key or Redis.
-Ends with 0 when everything went as it should, else with 1 and a message.
+
+On a terminal the page stays up, with visitors and attackers, until Ctrl-C; elsewhere it ends after
+the summary. Ends with 0 when everything went as it should, else with 1 and a message.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import webbrowser
 from collections import Counter
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -27,8 +31,6 @@ from urllib.parse import quote, urlencode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from guard_agent.testing.collector import Collector
 
 EXAMPLES = Path(__file__).resolve().parent
 PATIENCE = 20.0  # seconds to wait for any one thing; a slow machine needs about two
@@ -91,6 +93,123 @@ def clean(text: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
+# --- the collector --------------------------------------------------------------------------------
+
+
+class Collector:
+    """
+    ``guard-agent collector`` in a process of its own.
+
+    What it received is read from the file that it records to, and from what its page asks for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.metrics: list[dict[str, Any]] = []
+        self._record = folder / "received.jsonl"
+        self._known: set[str] = set()
+        self._at = 0
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", "from guard_agent.cli import main; main()"),
+                *("collector", "--port", "0", "--database", str(folder / "collector.db")),
+                *("--record", str(self._record)),
+            ],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends it then
+        )
+        self.url = self._announced()
+
+    def _announced(self) -> str:
+        assert self._process.stdout is not None
+        first = self._process.stdout.readline()
+        _, _, url = first.rstrip().rpartition(" ")
+        if not url.startswith("http://"):
+            msg = "the collector did not start; what it said stands above"
+            raise DemoError(msg)
+        return url
+
+    def look(self) -> None:
+        """Take in what was received since the last look."""
+        if not self._record.exists():
+            return
+        with self._record.open("rb") as file:
+            file.seek(self._at)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # it is being written
+                self._at += len(line)
+                batch = json.loads(json.loads(line)["body"])
+                for kept, name in ((self.events, "events"), (self.metrics, "metrics")):
+                    for record in batch.get(name) or []:
+                        if record["idempotency_key"] not in self._known:
+                            self._known.add(record["idempotency_key"])
+                            kept.append(record)
+
+    def wait_for(self, predicate: Callable[[Collector], object], timeout: float) -> None:
+        """
+        Look until ``predicate`` is true.
+
+        Raises:
+            TimeoutError: it was not true in time.
+        """
+        deadline = time.monotonic() + timeout
+        self.look()
+        while not predicate(self):
+            if time.monotonic() > deadline:
+                types = Counter(str(event["event_type"]) for event in self.events)
+                msg = f"received: {dict(types)}, {len(self.metrics)} metrics"
+                raise TimeoutError(msg)
+            time.sleep(0.02)
+            self.look()
+
+    def publish(self, rules: Mapping[str, Any]) -> dict[str, Any]:
+        """Publish rules, as the form of the page does."""
+        answer = self._ask("POST", "/ui/rules", json.dumps({"text": json.dumps(rules)}))
+        published: dict[str, Any] = json.loads(answer.read())
+        if answer.status != 200:
+            msg = f"the collector did not publish the rules: {published}"
+            raise DemoError(msg)
+        return published
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What the page lists under Wire: sizes, answers and duplicates of each request."""
+        answer = self._ask("GET", "/ui/stream")
+        for line in answer:
+            if line.startswith(b"data: "):
+                found: list[dict[str, Any]] = json.loads(line[6:])["requests"]
+                return found
+        return []
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> http.client.HTTPResponse:
+        host = self.url.removeprefix("http://")
+        connection = http.client.HTTPConnection(host, timeout=PATIENCE)
+        headers = {"Content-Type": "application/json"} if body else {}
+        connection.request(method, path, body, headers)
+        return connection.getresponse()
+
+    def stop(self) -> None:
+        stop(self._process)
+
+    def secrets_found(self) -> list[str]:
+        """Which of the planted secrets are in anything it kept."""
+        kept = [path.read_bytes() for path in self._record.parent.glob("collector.db*")]
+        kept.append(self._record.read_bytes())
+        return sorted({secret for secret in SECRETS for data in kept if secret.encode() in data})
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 # --- the guarded app ------------------------------------------------------------------------------
 
 
@@ -121,6 +240,7 @@ class App:
                 pass_fds=[listener.fileno()],
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def request(
@@ -157,13 +277,7 @@ class App:
         return response.status
 
     def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        stop(self._process)
 
     def log_tail(self, lines: int = 25) -> str:
         try:
@@ -348,11 +462,12 @@ def publish_a_rule(app: App, view: View, terminal: Terminal, collector: Collecto
 
 
 def summarise(app: App, collector: Collector, terminal: Terminal, in_force: float) -> None:
-    received = collector.requests
-    leaks = sorted({secret for secret in SECRETS for request in received if secret in str(request)})
-    batches = [r for r in received if r.path.endswith(("/events", "/metrics")) and r.status == 200]
+    collector.look()
+    batches = [r for r in collector.requests() if r.get("records") and r["status"] == 200]
+    leaks = collector.secrets_found()
     records = len(collector.events) + len(collector.metrics)
-    wire = sum(request.wire_size for request in batches)
+    wire = sum(request["wire"] for request in batches)
+    duplicates = sum(request["duplicates"] for request in batches)
     answers = ", ".join(f"{count} x {status}" for status, count in sorted(app.answers.items()))
     events = Counter(str(event["event_type"]) for event in collector.events)
     metrics = Counter(str(metric["metric_type"]) for metric in collector.metrics)
@@ -365,14 +480,14 @@ def summarise(app: App, collector: Collector, terminal: Terminal, in_force: floa
     terminal.line(f"  metrics delivered     {metrics.total()}")
     for name, count in metrics.most_common():
         terminal.line(f"  {count:>21}   {clean(name)}", "dim")
-    terminal.line(f"  delivered twice       {len(collector.duplicates)}")
+    terminal.line(f"  delivered twice       {duplicates}")
     terminal.line(
         f"  on the wire           {wire} bytes in {len(batches)} batches, "
         f"{wire / records:.0f} bytes a record"
     )
     terminal.line(f"  rule in force after   {in_force:.1f} s")
     terminal.line(
-        f"  secrets               {len(SECRETS)} planted, {len(leaks)} found in what was received",
+        f"  secrets               {len(SECRETS)} planted, {len(leaks)} found in what was kept",
         "red" if leaks else "green",
     )
     if leaks:
@@ -380,38 +495,80 @@ def summarise(app: App, collector: Collector, terminal: Terminal, in_force: floa
         raise DemoError(msg)
 
 
-def run(terminal: Terminal, folder: Path) -> int:
-    from guard_agent.testing.collector import Collector  # noqa: PLC0415 - checked for in main()
+def go_on(app: App, terminal: Terminal, page: str) -> None:
+    """Keep the page alive until Ctrl-C."""
+    terminal.heading(f"The page stays up: {page}")
+    terminal.line("  Visitors and attackers go on. Break the collector under Wire, publish a rule")
+    terminal.line("  under Rules, and watch what happens. Ctrl-C ends it.")
+    attacks = (
+        {"q": "1' UNION SELECT password FROM users--"},
+        {"q": "../../../../etc/passwd"},
+        {"q": "<script>alert(1)</script>"},
+    )
+    chance = random.Random(7)
+    while True:
+        number = chance.randrange(40)
+        if number < 30:
+            path = chance.choice(("/", "/products", "/products/1", "/products/9"))
+            app.request(path, address=f"198.51.100.{number}")
+        else:
+            app.request("/products", address=f"203.0.113.{number}", query=chance.choice(attacks))
+        time.sleep(chance.uniform(0.2, 1.0))
 
+
+def open_page(page: str) -> None:
+    """Open it where there is a screen; a text browser would take the terminal away."""
+    if sys.platform in ("darwin", "win32") or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
+        webbrowser.open(page)
+
+
+def run(terminal: Terminal, folder: Path) -> int:
     began = time.monotonic()
-    with Collector() as collector:
+    collector = Collector(folder)
+    app: App | None = None
+    try:
+        page = f"{collector.url}/"
+        terminal.line(f"The page of the collector: {page}", "bold")
         app = App(collector.url, folder)
-        try:
-            terminal.line(f"collector on {collector.url}, the guarded app beside it")
-            terminal.line(
-                "a line is an event that the collector received; '+' counts the others: metrics"
-            )
-            terminal.line("of the requests, and notes that the guard takes while it checks")
-            view = View(collector, terminal)
-            visit(app, view, terminal)
-            attack(app, view, terminal)
-            in_force = publish_a_rule(app, view, terminal, collector)
+        stays = sys.stdout.isatty()
+        if stays:
+            open_page(page)
+        terminal.line(
+            "a line is an event that the collector received; '+' counts the others: metrics"
+        )
+        terminal.line("of the requests, and notes that the guard takes while it checks")
+        view = View(collector, terminal)
+        visit(app, view, terminal)
+        attack(app, view, terminal)
+        in_force = publish_a_rule(app, view, terminal, collector)
+        if not stays:
+            app.stop()  # what is left is delivered with its end
+        summarise(app, collector, terminal, in_force)
+        terminal.heading(f"All as it should be, in {time.monotonic() - began:.0f} s")
+        if stays:
+            try:
+                go_on(app, terminal, page)
+            except KeyboardInterrupt:
+                terminal.line("\nended")
+    except DemoError as error:
+        if app is not None:
             app.stop()
-            summarise(app, collector, terminal, in_force)
-        except DemoError as error:
-            app.stop()
-            print(f"\nThe demo failed: {error}", file=sys.stderr)
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
+        if app is not None:
             print(f"\nThe app's last lines:\n{app.log_tail()}", file=sys.stderr)
-            return 1
-        finally:
+        return 1
+    finally:
+        if app is not None:
             app.stop()
-    terminal.heading(f"All as it should be, in {time.monotonic() - began:.0f} s")
+        collector.stop()
     return 0
 
 
 def main() -> int:
     missing = [
-        name for name in ("guard_agent", "guard", "uvicorn", "aiohttp") if not find_spec(name)
+        name
+        for name in ("guard_agent", "guard_agent_collector", "guard", "uvicorn")
+        if not find_spec(name)
     ]
     if missing:
         print(
@@ -421,7 +578,9 @@ def main() -> int:
         )
         return 1
     # So that 'finally' also ends the app when the demo is told to end.
-    signal.signal(signal.SIGTERM, _end)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
     with tempfile.TemporaryDirectory(prefix="guard-agent-demo-") as folder:
         try:
             return run(Terminal(), Path(folder))

@@ -16,7 +16,7 @@ from guard_agent.client import (
     guard_agent,
     stop_agent,
 )
-from guard_agent.core.config import AgentConfig, check_endpoint
+from guard_agent.core.config import AgentConfig, check_endpoint, state_directory
 from guard_agent.core.errors import (
     BufferFullError,
     ConfigurationError,
@@ -119,6 +119,7 @@ __all__ = [
     "PluginSettings",
     "PluginContext",
     "check_endpoint",
+    "state_directory",
     "mute_thread",
     "Kind",
     "Fields",

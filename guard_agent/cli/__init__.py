@@ -14,6 +14,7 @@ import logging
 import click
 
 from guard_agent import __version__
+from guard_agent.cli.installed import InstalledCommands
 
 _COMMANDS = {
     "plugins": "guard_agent.cli.plugins",
@@ -29,16 +30,16 @@ _COMMANDS = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(InstalledCommands):
     """Imports a command when it is asked for, so that one does not pay for the others."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click calls it
-        return list(_COMMANDS)
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_COMMANDS, *(n for n in super().list_commands(ctx) if n not in _COMMANDS)]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = _COMMANDS.get(cmd_name)
         if module is None:
-            return None
+            return super().get_command(ctx, cmd_name)
         command: click.Command = importlib.import_module(module).command
         return command
 

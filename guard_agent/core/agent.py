@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 import time
@@ -318,6 +319,8 @@ class _Run:
             buffer_size=max(balance.pending for balance in balances.values()),
             last_flush=datetime.fromtimestamp(max(last), timezone.utc) if last else None,
             errors=errors,
+            pid=os.getpid(),
+            plan=self._plan.names(),
             level=level.value,
             loss_window_seconds=None if level is Level.MEMORY else COMMIT_INTERVAL,
             store=dict(self.lanes.describe()),

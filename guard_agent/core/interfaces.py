@@ -274,6 +274,11 @@ class Transport(Resource, ABC):
         """Most payload bytes that fit one request, or None when the transport does not care."""
         return None
 
+    @property
+    def status_interval(self) -> float | None:
+        """Seconds between status reports that the collector asks for, or None when it does not."""
+        return None
+
     @abstractmethod
     async def send(self, batch: Batch) -> SendResult:
         """
@@ -561,6 +566,16 @@ class RuleSource(Resource, ABC):
         ``known`` is the `RuleSet.validator` of the last document that was accepted, or None.
         Called from one task at a time; may be cancelled. An exception is handled like `Retry`
         and logged once.
+        """
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """
+        Call ``changed`` whenever the rules may have changed; the core fetches soon after.
+
+        For sources that are told; called after ``open``. Fetching at the interval goes on all the
+        same, so what is missed here comes later. Runs beside ``fetch``, in a task of its own that
+        is cancelled at the end. Returns when there is nothing to watch at the moment; it is called
+        again after a pause. An exception means the same, and is logged once.
         """
 
 

@@ -127,6 +127,10 @@ class AgentStatus(BaseModel):
     """Records that wait for at least one destination."""
     last_flush: datetime | None = None
     errors: list[str] = Field(default_factory=list)
+    pid: int | None = None
+    """The process that reports: several may share an install id."""
+    plan: dict[str, list[str]] = Field(default_factory=dict)
+    """What is in use, in the order of execution: enrichers, store, transports, rules."""
     level: str = "memory"
     """What a record survives: ``memory`` nothing, ``journal`` the end of the process."""
     loss_window_seconds: float | None = None

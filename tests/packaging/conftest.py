@@ -40,6 +40,11 @@ class Distribution:
         return self.project.get("entry-points", {}).get("guard_agent", {})
 
     @property
+    def commands(self) -> dict[str, str]:
+        """Commands that it adds to ``guard-agent``."""
+        return self.project.get("entry-points", {}).get("guard_agent.commands", {})
+
+    @property
     def is_plugin(self) -> bool:
         return self.folder.parent.name == "plugins"
 

@@ -81,7 +81,10 @@ def test_the_plugins_the_core_depends_on_are_here(distributions, plugins):
 
 
 def test_a_plugin_is_one_word_everywhere(plugins):
-    """Plugin x: distribution guard-agent-x, module guard_agent_x in src, entry point x."""
+    """
+    Plugin x: distribution guard-agent-x, module guard_agent_x in src, entry point x, which is a
+    plugin or a command.
+    """
     assert plugins
     for name, plugin in plugins.items():
         word = name.removeprefix("guard-agent-")
@@ -91,8 +94,9 @@ def test_a_plugin_is_one_word_everywhere(plugins):
         assert plugin.folder.name == name
         assert [package for package in packages if package != "__pycache__"] == [plugin.module]
         assert (plugin.folder / "src" / plugin.module / "__init__.py").is_file(), name
-        assert plugin.entry_points.keys() == {word}, name
-        assert re.split(r"[.:]", plugin.entry_points[word])[0] == plugin.module, name
+        points = plugin.entry_points or plugin.commands
+        assert points.keys() == {word}, name
+        assert re.split(r"[.:]", points[word])[0] == plugin.module, name
 
 
 def test_a_plugin_answers_to_the_name_of_its_entry_point(distributions):

@@ -164,6 +164,19 @@ class Plan:
             )
         return None
 
+    def names(self) -> dict[str, list[str]]:
+        """What is in use, each with its distribution, in the order of execution."""
+        parts = {
+            "enrichers": self.enrichers,
+            "store": (self.store,),
+            "transports": self.transports,
+            "rules": self.rules,
+        }
+        return {
+            name: [f"{step.instance} ({step.label})" for step in steps]
+            for name, steps in parts.items()
+        }
+
     def explain(self) -> str:
         """What was built, from which distribution, in which order, and why it is safe."""
         return "\n".join(_explain(self))

@@ -50,6 +50,7 @@ _SLICE = 50
 _BREATH = 0.001
 _STORE_BACKOFF_MAX = 30.0
 _STORE_RETRY = 1.0
+_LEAST_STATUS_INTERVAL = 2.0
 _EXPIRY_INTERVAL = 5.0
 _RESTART_MAX = 60.0
 _CLOSE_SHARE = 0.25
@@ -676,8 +677,12 @@ class Worker:
                 self._store_works("expiry")
 
     async def _report(self) -> None:
+        reported = time.monotonic()
         while True:
-            await asyncio.sleep(self._status_interval)
+            await asyncio.sleep(min(self._status_interval, _EXPIRY_INTERVAL))
+            if time.monotonic() - reported < self._wanted_interval() - 0.01:
+                continue
+            reported = time.monotonic()
             try:
                 depths = await self.look()
             except Exception as error:  # noqa: BLE001 - plugin meets core: contract of BufferStore
@@ -689,14 +694,27 @@ class Worker:
             for destination in self._destinations.values():
                 self._report_ok = await destination.report(status)
 
+    def _wanted_interval(self) -> float:
+        """Seconds between two reports; a collector may want them more often than configured."""
+        wanted = [d.transport.status_interval for d in self._destinations.values()]
+        return min(
+            self._status_interval,
+            *(max(float(seconds), _LEAST_STATUS_INTERVAL) for seconds in wanted if seconds),
+            float("inf"),
+        )
+
     async def _keep(self, keeper: RuleKeeper) -> None:
         await keeper.restore()
         await self._rules_wanted.wait()
-        while True:
-            delay = await keeper.refresh()
-            if keeper.fetched or keeper.last_error:
-                self._rules_answered.set()
-            await asyncio.sleep(delay)
+        watching = asyncio.ensure_future(keeper.watch())
+        try:
+            while True:
+                delay = await keeper.refresh()
+                if keeper.fetched or keeper.last_error:
+                    self._rules_answered.set()
+                await keeper.rest(delay)
+        finally:
+            watching.cancel()
 
     def _set_due(self) -> None:
         for event in self._due.values():

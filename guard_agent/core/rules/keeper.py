@@ -7,6 +7,7 @@ was not looked at here. What is refused leaves the last good set in force.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -52,6 +53,10 @@ _FILE_LIMIT = 8 * 1024 * 1024
 _MAX_REFUSAL_PAUSE = 300.0
 _REFRESH_AT = 0.8
 _MAX_SHOWN = 10
+_HASTE = 0.2
+"""Seconds over which a fleet that is told of new rules at once spreads its questions."""
+_WATCH_AGAIN = (1.0, 60.0)
+"""Seconds to wait before a watch that ended begins anew: at first, and at most."""
 _STALE_AFTER = 3.0
 """Rules are stale when nobody has confirmed them for so many intervals."""
 _SIGNATURE = "v1="
@@ -195,6 +200,9 @@ class RuleKeeper:
         self._confirmed_at: float | None = None
         self._unsaved: Mapping[str, Any] | None = None
         self._disk_failing = False
+        self._due = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._told = False
 
     @property
     def current(self) -> DynamicRules | None:
@@ -274,6 +282,42 @@ class RuleKeeper:
             return self._refused(str(refusal))
         return self._next()
 
+    async def rest(self, seconds: float) -> None:
+        """Wait until the next refresh is due, or until the source says that the rules changed."""
+        # The timer sets the same event: `asyncio.wait_for` swallows some cancellations.
+        timer = asyncio.get_running_loop().call_later(seconds, self._due.set)
+        try:
+            await self._due.wait()
+        finally:
+            timer.cancel()
+        if self._told:
+            await asyncio.sleep(_HASTE * random.random())  # noqa: S311 - no secret
+        self._told = False
+        self._due.clear()
+
+    def _tell(self) -> None:
+        self._told = True
+        self._due.set()
+
+    async def watch(self) -> None:
+        """Have the source tell when rules change, for as long as this is not cancelled."""
+        if type(self.source).watch is RuleSource.watch:
+            return
+        await self._ready.wait()
+        shortest, longest = _WATCH_AGAIN
+        pause, logged = shortest, False
+        while True:
+            began = self._clock()
+            try:
+                await self.source.watch(self._tell)
+            except (Exception, SystemExit):
+                # Plugin meets core: contract of RuleSource.
+                if not logged:
+                    logged = True
+                    logger.exception("the rule source %r raised while it watched", self.name)
+            pause = shortest if self._clock() - began > longest else min(2 * pause, longest)
+            await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311 - no secret
+
     def _acquire(self) -> float:
         """Ask both gates for one request; returns 0, or the seconds to wait."""
         now = self._clock()
@@ -310,6 +354,7 @@ class RuleKeeper:
             if not self._opened:
                 await self._calls(self.source.open)
                 self._opened = True
+                self._ready.set()
             result: object = await self._calls(self.source.fetch, self._validator)
             finished = True
         except (Exception, SystemExit) as error:

@@ -174,12 +174,13 @@ async def test_a_known_body_has_the_known_signature(serve, kit, tmp_path):
     (request,) = server.requests
     assert request.body == (
         b'{"timestamp":"2026-01-02T00:00:00Z","status":"healthy","uptime":1.5,"events_sent":1,'
-        b'"events_failed":0,"buffer_size":0,"last_flush":null,"errors":[],"level":"memory",'
+        b'"events_failed":0,"buffer_size":0,"last_flush":null,"errors":[],"pid":null,'
+        b'"plan":{},"level":"memory",'
         b'"loss_window_seconds":null,"store":{},"rules":{},"destinations":{}}'
     )
     assert (
         request.one("X-Payload-Signature")
-        == "v1=4d67ca0c6fdcf2fbcaafbf8f4230023a1f4a279d0bcd9b57159fc343000581e4"
+        == "v1=d3344936ab6610f693e85ed1d3ef83b03e4c3054b2ee40bebba97b23b7d0bbed"
     )
 
 

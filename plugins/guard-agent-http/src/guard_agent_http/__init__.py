@@ -16,11 +16,13 @@ from guard_agent_http.client import (
     HttpClient,
     header_value,
 )
+from guard_agent_http.encryption import Cipher
 from guard_agent_http.resolver import ThreadResolver
 from guard_agent_http.transport import HttpSettings, HttpTransport
 
 __all__ = [
     "Answer",
+    "Cipher",
     "CollectorClient",
     "CollectorSettings",
     "ConnectionSettings",

@@ -29,7 +29,7 @@ from guard_agent_http.tls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aiohttp.abc import AbstractResolver
     from aiohttp.connector import Connection
@@ -272,6 +272,90 @@ class HttpClient:
         Raises:
             RuntimeError: when the client is not open.
         """
+        response = await self._begin(method, path, body, headers)
+        if not isinstance(response, _Response):
+            return response
+        healthy = False
+        try:
+            content, complete = bytearray(), False
+            try:
+                complete = await _read(response, content, max_answer_bytes)
+            except _WIRE_ERRORS as error:
+                if response.status < 300:
+                    return self._translate(error)
+                # A refusal counts without its explanation: many a server sends 413 and hangs up
+                # on the rest of the body.
+            # A server that refused has perhaps not read the request to its end, and would take
+            # the rest of it for the next one.
+            healthy = complete and (response.status < 300 or response.status == 304)
+        finally:
+            if not (healthy and response.idle):
+                response.abort()
+        return Answer(
+            status=response.status,
+            headers=response.headers,
+            body=bytes(content),
+            complete=complete,
+            excerpt=self._excerpt(content),
+        )
+
+    async def follow(
+        self,
+        path: str,
+        on_line: Callable[[bytes], None],
+        *,
+        headers: Mapping[str, str] | None = None,
+        silence: float,
+        max_line_bytes: int = 16 * 1024,
+    ) -> Answer | Retry | Paused:
+        """
+        Read an answer that goes on, such as server-sent events, line by line until it ends.
+
+        There is no deadline for the whole of it: it ends when the server ends it, or says nothing
+        for ``silence`` seconds, or sends a line that is longer than ``max_line_bytes``. Only a 200
+        is followed.
+
+        Returns:
+            The head of the answer, without a body; or `Retry` or `Paused`.
+
+        Raises:
+            RuntimeError: when the client is not open.
+        """
+        timeout = aiohttp.ClientTimeout(
+            total=None,
+            connect=self._connect_timeout,
+            sock_connect=self._connect_timeout,
+            sock_read=silence,
+        )
+        response = await self._begin("GET", path, None, headers, timeout)
+        if not isinstance(response, _Response):
+            return response
+        rest = b""
+        try:
+            if response.status == 200:
+                async for chunk in response.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    if max(map(len, (*lines, rest))) > max_line_bytes:
+                        return Retry(f"protocol: a line longer than {max_line_bytes} bytes")
+                    for line in lines:
+                        on_line(line.rstrip(b"\r"))
+        except _WIRE_ERRORS as error:
+            return self._translate(error)
+        finally:
+            response.abort()
+        return Answer(
+            status=response.status, headers=response.headers, body=b"", complete=False, excerpt=""
+        )
+
+    async def _begin(
+        self,
+        method: Literal["GET", "POST"],
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> _Response | Retry | Paused:
+        """Send a request; returns when the head of the answer is there."""
         session, self.last = self._session, None
         if session is None:
             msg = "open() the client before the first request"
@@ -296,6 +380,7 @@ class HttpClient:
                 proxy=None if proxy is None else proxy.url,
                 proxy_headers=None if proxy is None else proxy.headers,
                 ssl=True if self._tls is None else self._tls,
+                timeout=timeout or session.timeout,
             )
         except TlsFileError as error:
             return Retry(one_line(str(error)))
@@ -310,29 +395,7 @@ class HttpClient:
             clock_ahead(response.headers.get("Date"), time()),
             *response.tls,
         )
-        healthy = False
-        try:
-            content, complete = bytearray(), False
-            try:
-                complete = await _read(response, content, max_answer_bytes)
-            except _WIRE_ERRORS as error:
-                if response.status < 300:
-                    return self._translate(error)
-                # A refusal counts without its explanation: many a server sends 413 and hangs up
-                # on the rest of the body.
-            # A server that refused has perhaps not read the request to its end, and would take
-            # the rest of it for the next one.
-            healthy = complete and (response.status < 300 or response.status == 304)
-        finally:
-            if not (healthy and response.idle):
-                response.abort()
-        return Answer(
-            status=response.status,
-            headers=response.headers,
-            body=bytes(content),
-            complete=complete,
-            excerpt=self._excerpt(content),
-        )
+        return response
 
     def quote(self, text: str) -> str:
         """Foreign text for people: one printable line, the secrets blotted out."""

@@ -50,6 +50,21 @@ class Cipher:
         nonce = self._random(NONCE_BYTES)
         return urlsafe_b64encode(nonce + self._aead.encrypt(nonce, plain, None))
 
+    def unseal(self, sealed: str) -> bytes:
+        """
+        Undo `seal`.
+
+        Raises:
+            ValueError: it was sealed with another key, or was changed, or never sealed.
+        """
+        try:
+            raw = urlsafe_b64decode(sealed)
+            return self._aead.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], None)
+        except Exception as error:
+            # No base64, InvalidTag, and what the library makes of a nonce that is cut off.
+            msg = "not sealed with this key"
+            raise ValueError(msg) from error
+
 
 def sealed_size(plain: int) -> int:
     """How many bytes ``plain`` bytes become."""

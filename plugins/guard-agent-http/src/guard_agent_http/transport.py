@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from guard_agent import (
     TooLarge,
     Transport,
 )
-from guard_agent_http.answers import Answer, delivery_verdict
+from guard_agent_http import signing
+from guard_agent_http.answers import Answer, delivery_verdict, parse_retry_after
 from guard_agent_http.client import DEFAULT_ANSWER_BYTES, CollectorClient, CollectorSettings
 from guard_agent_http.encryption import Cipher
 from guard_agent_http.envelope import Envelope, PlainEnvelope, SealedEnvelope
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from guard_agent import AgentConfig, AgentStatus, Retry
 
+_STATUS_INTERVAL = "X-Status-Interval"
 _STATUS_PATH = "/api/v1/status"
 # A reason may quote what a collector answered, and that what stood in a record.
 _QUOTING = frozenset({"error", "errors", "last_error", "reason"})
@@ -97,6 +98,7 @@ class HttpTransport(Transport):
         secret = settings.payload_signing_secret
         text = config.payload_signing_secret if secret is None else secret.get_secret_value()
         self._secret = text.encode() if text else None
+        self._status_interval: float | None = None
 
     @property
     def collector(self) -> str:
@@ -107,6 +109,10 @@ class HttpTransport(Transport):
         room = self._envelope.room(self.settings.max_body_bytes)
         # A comma per record; the idempotency key alone makes a record longer than 32 bytes.
         return max(1, room - min(self.context.config.max_batch_records, room // 32))
+
+    @property
+    def status_interval(self) -> float | None:
+        return self._status_interval
 
     async def open(self) -> None:
         await self._client.open()
@@ -159,17 +165,20 @@ class HttpTransport(Transport):
         headers = {}
         if self._secret is not None:
             # Over the uncompressed body: the collector decompresses before it verifies.
-            digest = hmac.new(self._secret, body, "sha256").hexdigest()
-            headers["X-Payload-Signature"] = f"v1={digest}"
+            headers[signing.HEADER] = signing.sign(self._secret, body)
         if packed is not None:
             headers["Content-Encoding"] = "gzip"
-        return await self._client.request(
+        answer = await self._client.request(
             "POST",
             path,
             body=body if packed is None else packed,
             headers=headers,
             max_answer_bytes=room,
         )
+        if isinstance(answer, Answer):
+            # In the form of Retry-After: a collector with somebody in front of it is curious.
+            self._status_interval = parse_retry_after(answer.headers.getall(_STATUS_INTERVAL, []))
+        return answer
 
 
 def _gzip(body: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:

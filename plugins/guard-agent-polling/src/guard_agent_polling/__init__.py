@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from guard_agent import (
@@ -16,12 +19,19 @@ from guard_agent import (
 )
 from guard_agent_http import Answer, CollectorClient, CollectorSettings, status_verdict
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["PollingSettings", "PollingSource"]
 
 _PATH = "/api/v1/rules"
 _MAX_ANSWER_BYTES = 8 * 1024 * 1024
 _MAX_VALIDATOR = 512
 _SIGNATURE = "X-Rules-Signature"
+_WATCH_PATH = f"{_PATH}/watch"
+_WATCH_OFFER = "X-Rules-Watch"
+_SILENCE = 60.0
+"""A stream that says nothing for so long is dead; the collector sends a comment more often."""
 
 
 class PollingSettings(CollectorSettings):
@@ -29,6 +39,10 @@ class PollingSettings(CollectorSettings):
 
     interval: float | None = Field(
         default=None, ge=1, allow_inf_nan=False, description="Seconds between two polls"
+    )
+    watch: bool = Field(
+        default=True,
+        description="Keep a connection open on which a collector that offers it tells of new rules",
     )
 
 
@@ -42,6 +56,8 @@ class PollingSource(RuleSource):
     def __init__(self, settings: PollingSettings, context: PluginContext) -> None:
         super().__init__(settings, context)
         self._client = CollectorClient.configured(settings, context.config)
+        self._offered = asyncio.Event()
+        self._seen: str | None = None
 
     @property
     def collector(self) -> str:
@@ -65,7 +81,31 @@ class PollingSource(RuleSource):
             headers={"If-None-Match": validator} if validator else None,
             max_answer_bytes=_MAX_ANSWER_BYTES,
         )
-        return _verdict(answer) if isinstance(answer, Answer) else answer
+        if not isinstance(answer, Answer):
+            return answer
+        if self.settings.watch and answer.headers.get(_WATCH_OFFER) == "sse":
+            self._offered.set()
+        self._seen = _usable_validator(answer.headers.get("ETag"))
+        return _verdict(answer)
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """
+        Follow the stream of a collector that offers one; see the README for its form.
+
+        Each message names the ETag of the rules that are out, the first one comes at once: so what
+        was published between the last poll and the watch is not missed.
+        """
+        await self._offered.wait()
+
+        def on_line(line: bytes) -> None:
+            name, _, value = line.partition(b":")
+            if name == b"data" and value.strip().decode("utf-8", "replace") != (self._seen or ""):
+                changed()
+
+        await self._client.follow(
+            _WATCH_PATH, on_line, headers={"Accept": "text/event-stream"}, silence=_SILENCE
+        )
+        self._offered.clear()  # the next poll says whether it is still offered
 
 
 def _verdict(  # noqa: PLR0911 - one return per kind of result

@@ -1,0 +1,112 @@
+"""OTLP/HTTP in JSON: log records brought into the form of events."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MAX_DEPTH = 16
+_LONGEST_KEY = 200
+
+# Semantic conventions, and the fields of an event that they stand for.
+_FIELDS = {
+    "client.address": "ip_address",
+    "source.address": "ip_address",
+    "url.path": "endpoint",
+    "http.route": "endpoint",
+    "http.request.method": "method",
+    "http.response.status_code": "status_code",
+    "user_agent.original": "user_agent",
+    "geo.country.iso_code": "country",
+    "log.record.uid": "idempotency_key",
+}
+
+
+def log_records(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """
+    The log records of an ExportLogsServiceRequest, as far as they can be read.
+
+    Each keeps what it came with, under ``otlp``, with the resource it belongs to.
+    """
+    return list(_walk(document))
+
+
+def _walk(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for group in _dicts(document.get("resourceLogs")):
+        resource = group.get("resource")
+        described = _attributes(resource.get("attributes") if isinstance(resource, dict) else None)
+        for scope in _dicts(group.get("scopeLogs")):
+            for log in _dicts(scope.get("logRecords")):
+                yield _event(log, described)
+
+
+def _event(log: dict[str, Any], resource: dict[str, Any]) -> dict[str, Any]:
+    attributes = _attributes(log.get("attributes"))
+    body = _value(log.get("body"), 0)
+    name = log.get("eventName") or attributes.get("event.name") or ""
+    name = name if isinstance(name, str) else ""
+    event: dict[str, Any] = {
+        "event_type": name.removeprefix("guard.") or str(log.get("severityText") or "log").lower(),
+        "timestamp": _moment(log.get("timeUnixNano")) or _moment(log.get("observedTimeUnixNano")),
+        "reason": body if isinstance(body, str) else None,
+        "severity": log.get("severityText"),
+    }
+    for key, value in attributes.items():
+        if key in _FIELDS:
+            event.setdefault(_FIELDS[key], value)
+        elif key.startswith("guard.") and "." not in key[6:]:
+            event.setdefault(key[6:], value)
+    key = event.get("idempotency_key", "")
+    if not isinstance(key, str) or len(key) > _LONGEST_KEY:
+        del event["idempotency_key"]
+    event["otlp"] = {"resource": resource, "attributes": attributes, "body": body}
+    return {key: value for key, value in event.items() if value is not None}
+
+
+def _attributes(pairs: object) -> dict[str, Any]:
+    return {
+        str(pair["key"]): _value(pair.get("value"), 0)
+        for pair in _dicts(pairs)
+        if pair.get("key") is not None
+    }
+
+
+def _value(value: object, depth: int) -> Any:  # noqa: PLR0911 - one return per kind of value
+    """What an AnyValue holds."""
+    if not isinstance(value, dict) or depth > _MAX_DEPTH:
+        return None
+    if "intValue" in value:
+        try:
+            return int(value["intValue"])  # a text, as 64 bits do not fit every JSON reader
+        except (TypeError, ValueError, OverflowError):
+            return value["intValue"]
+    for name in ("stringValue", "boolValue", "doubleValue", "bytesValue"):
+        if name in value:
+            return value[name]
+    inner = value.get("arrayValue")
+    if isinstance(inner, dict):
+        return [_value(item, depth + 1) for item in _dicts(inner.get("values"))]
+    inner = value.get("kvlistValue")
+    if isinstance(inner, dict):
+        return {
+            str(item.get("key")): _value(item.get("value"), depth + 1)
+            for item in _dicts(inner.get("values"))
+        }
+    return None
+
+
+def _moment(nanoseconds: object) -> str | None:
+    try:
+        seconds = int(nanoseconds) / 1e9  # type: ignore[call-overload] # foreign data: see below
+        if seconds <= 0:
+            return None
+        return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+def _dicts(items: object) -> list[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
