@@ -17,6 +17,7 @@ from guard_agent.client import (
     stop_agent,
 )
 from guard_agent.core.config import AgentConfig, check_endpoint, state_directory
+from guard_agent.core.delivery.shares import share_out
 from guard_agent.core.errors import (
     BufferFullError,
     ConfigurationError,
@@ -140,6 +141,7 @@ __all__ = [
     "Appended",
     "Peeked",
     "LEASE_SHARE",
+    "share_out",
     "DestinationDepth",
     "DeadLetter",
     "HostRedis",

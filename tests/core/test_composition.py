@@ -363,7 +363,8 @@ def test_problems_of_two_instances_are_said_once():
 
 
 def test_explain_shows_order_distribution_and_safety():
-    text = plan_of(enrichers=["acme-derive", "acme-redact", "acme-seal"]).explain()
+    enrichers = ["acme-derive", "acme-redact", "acme-seal"]
+    text = plan_of(rollup=True, enrichers=enrichers).explain()
 
     lines = [" ".join(line.split()) for line in text.splitlines()]
     path = [
