@@ -69,12 +69,18 @@ _REDIS = (
     "tests/test_store.py",
     "tests/test_contract.py",
     "tests/test_faults.py",
-    "--deselect=tests/test_contract.py::test_every_sequence_of_steps_has_the_result_of_the_model",
+    "tests/test_codec.py",
+    "tests/test_errors.py",
+    "tests/test_adoption.py",
+    "tests/test_settings.py",
+    "--deselect=tests/test_contract.py::TestRedisStoreContract::test_every_sequence_of_steps_has_the_result_of_the_model",
     "--deselect=tests/test_faults.py::test_r15_a_user_with_the_rights_of_the_readme_can_do_everything",
 )
 # Left out: it gives up rights without which mutmut cannot be imported.
 _DISK = (
     "tests/plugins/test_disk.py",
+    "tests/plugins/test_disk_database.py",
+    "--deselect=tests/plugins/test_disk.py::TestDiskStoreContract::test_every_sequence_of_steps_has_the_result_of_the_model",
     "--deselect=tests/plugins/test_disk.py::test_a_folder_that_cannot_be_written_is_refused",
 )
 
@@ -112,4 +118,10 @@ TARGETS = {
     "redaction-budget": _redaction("budget"),
     "redis-store": _redis("store"),
     "redis-codec": _redis("codec"),
+    "redis-link": _redis("link"),
+    "redis-errors": _redis("errors"),
+    "redis-server": _redis("server"),
+    "redis-settings": _redis("settings"),
+    "redis-adoption": _redis("adoption"),
+    "redis": _redis("__init__"),
 }
