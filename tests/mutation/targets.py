@@ -80,6 +80,7 @@ _REDIS = (
 _DISK = (
     "tests/plugins/test_disk.py",
     "tests/plugins/test_disk_database.py",
+    "tests/plugins/test_disk_parts.py",
     "--deselect=tests/plugins/test_disk.py::TestDiskStoreContract::test_every_sequence_of_steps_has_the_result_of_the_model",
     "--deselect=tests/plugins/test_disk.py::test_a_folder_that_cannot_be_written_is_refused",
 )
