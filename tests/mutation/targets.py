@@ -71,6 +71,7 @@ _REDIS = (
     "tests/test_faults.py",
     "tests/test_codec.py",
     "tests/test_errors.py",
+    "tests/test_link.py",
     "tests/test_adoption.py",
     "tests/test_settings.py",
     "--deselect=tests/test_contract.py::TestRedisStoreContract::test_every_sequence_of_steps_has_the_result_of_the_model",
