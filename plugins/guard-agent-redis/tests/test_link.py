@@ -78,7 +78,9 @@ def test_what_an_application_hands_over_goes_before_the_address():
     assert socket_link._client.connection_pool.connection_class is UnixDomainSocketConnection
 
 
-@pytest.mark.parametrize(("url", "is_tls"), [("redis://ignored/2", False), ("rediss://i/2", True)])
+@pytest.mark.parametrize(
+    ("url", "is_tls"), [("redis://ignored:6390/2", False), ("rediss://ignored:6390/2", True)]
+)
 def test_sentinels_tell_where_the_primary_is(url, is_tls):
     link = make_link(
         url,
@@ -101,7 +103,7 @@ def test_sentinels_tell_where_the_primary_is(url, is_tls):
     assert (pool.service_name, pool.is_master) == ("shop", True)
     assert issubclass(pool.connection_class, SSLConnection) == is_tls
     assert (pool.connection_kwargs["db"], pool.connection_kwargs["password"]) == (2, "p")
-    assert "host" not in pool.connection_kwargs
+    assert not {"host", "port"} & set(pool.connection_kwargs)
 
 
 def test_sentinels_may_do_without_a_password():
@@ -118,6 +120,7 @@ async def test_an_answer_or_the_error_of_the_server(link):
     with pytest.raises(exceptions.ResponseError, match="unknown command"):
         await link.call("NONSENSE")
     assert not link.is_down
+    assert link._connected
     assert await asyncio.gather(*(link.call("ECHO", n) for n in range(20))) == [
         b"%d" % n for n in range(20)
     ]
@@ -190,31 +193,86 @@ async def test_an_error_of_the_server_opens_the_way_too(link):
     assert not link.is_down
 
 
+class Stuck:
+    """What the client does is in the hands of the test."""
+
+    def __init__(self, link):
+        self.ended = 0
+        link._client.execute_command = self.execute
+
+    async def execute(self, *command):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.ended += 1
+            raise exceptions.ConnectionError("the client makes that of it") from None
+
+
 async def test_who_does_not_answer_is_down_after_the_deadline_or_twice_that():
     """Twice as long until it has answered once."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        link = make_link(f"redis://127.0.0.1:{silent.getsockname()[1]}", deadline=0.1)
-        for connected, least in ((False, 0.2), (True, 0.1)):
-            link._connected, link._closed_until = connected, 0.0
-            started = time.monotonic()
-            with pytest.raises(ServerDownError, match="does not answer in time"):
-                await link.call("PING")
-            assert least <= time.monotonic() - started
-            assert not link._connected
-        await link.close()
+    link = make_link(deadline=0.1)
+    stuck = Stuck(link)
+    for connected, least in ((False, 0.2), (True, 0.1)):
+        link._connected, link._closed_until = connected, 0.0
+        started = time.monotonic()
+        with pytest.raises(ServerDownError):
+            await link.call("PING")
+        assert least <= time.monotonic() - started
+        assert link._connected is False
+    assert stuck.ended == 2
+    await link.close()
+
+
+async def test_a_client_that_just_ends_did_not_answer_in_time():
+    link = make_link(deadline=0.1)
+
+    async def never(*command):
+        await asyncio.Event().wait()
+
+    link._client.execute_command = never
+    with pytest.raises(ServerDownError, match="^Redis at localhost:6379 does not answer in time$"):
+        await link.call("PING")
+    await link.close()
+
+
+async def test_what_the_client_makes_of_a_cancellation_is_not_logged():
+    link = make_link()
+    stuck, unseen = Stuck(link), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    calls = [asyncio.ensure_future(link.call("PING")) for _ in range(2)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+
+    async def never(*command):
+        await asyncio.Event().wait()
+
+    link._client.execute_command = never
+    await cancelled(asyncio.ensure_future(link.call("PING")))
+    del calls, call
+    gc.collect()
+
+    assert (stuck.ended, unseen) == (2, [])
+    await link.close()
 
 
 # --- cancelled ------------------------------------------------------------------------------------
 
 
 async def cancelled(task):
-    await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def test_what_was_done_for_a_cancelled_caller_is_undone(link):
+@pytest.mark.parametrize(
+    "error", [StoreUnavailableError, exceptions.ConnectionError, asyncio.TimeoutError]
+)
+async def test_what_was_done_for_a_cancelled_caller_is_undone(link, error):
     undone = []
 
     async def work():
@@ -223,7 +281,7 @@ async def test_what_was_done_for_a_cancelled_caller_is_undone(link):
 
     async def undo(result):
         undone.append(result)
-        raise StoreUnavailableError("that cannot be undone")
+        raise error("that cannot be undone")
 
     await cancelled(asyncio.ensure_future(link.settled(work(), undo)))
 
