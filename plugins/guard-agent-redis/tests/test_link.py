@@ -230,7 +230,7 @@ async def test_a_client_that_just_ends_did_not_answer_in_time():
         await asyncio.Event().wait()
 
     link._client.execute_command = never
-    with pytest.raises(ServerDownError, match="^Redis at localhost:6379 does not answer in time$"):
+    with pytest.raises(ServerDownError, match=r"^Redis at localhost:6379 does not answer in time$"):
         await link.call("PING")
     await link.close()
 
