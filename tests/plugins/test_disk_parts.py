@@ -294,6 +294,21 @@ def test_what_a_child_inherits_it_leaves_to_the_parent(place):
 
 
 @posix_only
+def test_a_number_is_never_that_of_nobody_and_a_file_never_a_link(place, monkeypatch):
+    monkeypatch.setattr("guard_agent.plugins.disk.owners.secrets.randbits", lambda bits: 0)
+    owner = Owner(place / "f")
+    unborn = place / f"f.new-{NOBODY + 1:016x}"
+    unborn.touch()
+    owner.begin()
+    assert owner.number == NOBODY, "the file is somebody else's"
+    unborn.unlink()
+    owner.begin()
+
+    assert owner.number == NOBODY + 1
+    owner.end()
+
+
+@posix_only
 def test_strange_files_are_nobody(place):
     (place / "f.owner-xyz").touch()
     (place / f"f.owner-{NOBODY:016x}").touch()

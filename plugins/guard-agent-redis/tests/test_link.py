@@ -362,6 +362,7 @@ class Server:
         self.answers = answers
 
     async def call(self, *command):
+        assert command[:-1] == (("CONFIG", "GET") if command[-1] == "save" else ("INFO",))
         answer = self.answers.get(command[-1])
         if isinstance(answer, Exception):
             raise answer
@@ -382,15 +383,20 @@ async def test_a_server_that_does_not_tell_its_version(answer):
 
 @pytest.mark.parametrize("version", ["6.1.9", "5.3.0", "6.0"])
 async def test_a_version_that_is_too_old(version):
-    with pytest.raises(StoreUnavailableError, match=f"^Redis at h is Redis {version}; the store"):
+    with pytest.raises(StoreUnavailableError) as caught:
         await check_version(Server(server={"redis_version": version}))
+
+    assert str(caught.value) == (
+        f"Redis at h is Redis {version}; the store needs Redis 6.2 or newer, or Valkey "
+        "(older ones have no XAUTOCLAIM)"
+    )
 
 
 async def test_an_error_that_means_nothing_works_is_one_at_once():
     with pytest.raises(ServerDownError, match="away"):
         await check_version(Server(server=ServerDownError("away")))
     for text in ("Authentication required.", "invalid username"):
-        with pytest.raises(StoreUnavailableError, match="password"):
+        with pytest.raises(StoreUnavailableError, match=r"^Redis at h: the server .* password"):
             await check_version(Server(server=exceptions.AuthenticationError(text)))
 
 
