@@ -292,6 +292,31 @@ async def test_what_was_done_for_a_cancelled_caller_is_undone(link, error):
     assert link._tasks == set()
 
 
+async def test_an_undoing_that_does_not_end_is_ended(link):
+    undone = []
+
+    async def undo(result):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            undone.append(result)
+
+    await cancelled(asyncio.ensure_future(link.settled(asyncio.sleep(0.01, "done"), undo)))
+
+    assert undone == ["done"]
+
+
+@pytest.mark.parametrize("error", [exceptions.ConnectionError, OSError])
+async def test_a_connection_that_cannot_be_closed_is_left(error):
+    link = make_link()
+
+    async def aclose():
+        raise error
+
+    link._client.aclose = aclose
+    await link.close()
+
+
 async def test_what_does_not_end_is_ended_and_not_undone(link):
     ended, undone = [], []
 
