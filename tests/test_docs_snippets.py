@@ -16,6 +16,7 @@ import re
 import shlex
 import sys
 import types
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,7 +27,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import settings as hypothesis_settings
 
-from guard_agent import AgentConfig, guard_agent
+from guard_agent import AgentConfig, GuardAgentHandler, guard_agent
 from guard_agent.cli import main
 from guard_agent.core.assembly.composition import compose
 from guard_agent.core.assembly.configfile import load_config, read_config
@@ -56,6 +57,7 @@ RUN_BY = {
     "docs/write/store.md": (2, __name__),
     "docs/write/transport.md": (2, __name__),
     "packaging/fastapi-guard-agent/README.md": (1, __name__),
+    "plugins/guard-agent-collector/README.md": (1, __name__),
     "plugins/guard-agent-http/README.md": (2, "plugins/guard-agent-http/tests and here"),
 }
 """Page → how many blocks of Python it has, and where they run."""
@@ -67,6 +69,7 @@ VARIABLES = {
     "OTEL_RESOURCE_ATTRIBUTES": "host.name=web-1",
 }
 PROGRAMS = {
+    "wait",
     "cd",
     "curl",
     "echo",
@@ -195,7 +198,7 @@ def test_commands_are_there(page, language, text, monkeypatch):
     lines = lines_of(language, text)
     assert lines
     for line in lines:
-        program, *arguments = shlex.split(line, comments=True)
+        program, *arguments = shlex.split(line.removesuffix(" &"), comments=True)
         program = program.rpartition("/")[2]
         assert program in PROGRAMS, f"say in this test how to try {program}"
         if program == "guard-agent":
@@ -207,6 +210,8 @@ def test_commands_are_there(page, language, text, monkeypatch):
             check_make(arguments)
         elif program == "pip" or arguments[:2] == ["-m", "pip"]:
             check_pip(arguments[arguments.index("install") + 1 :])
+        elif program == "python" and arguments[0] == "-m":
+            assert find_spec(arguments[1]), line
         elif program == "python":
             assert arguments[0] == "-c"
             exec(arguments[1], {})
@@ -325,6 +330,27 @@ async def test_five_minutes_lead_to_an_event(start, tmp_path, capfd):
     assert event["ip_address"] == "192.0.2.1"
     assert 700 <= len(orjson.dumps(event)) <= 950, "docs/operate.md reckons with 800 bytes"
     assert "penetration_attempt" in capfd.readouterr().err
+
+
+async def test_the_collector_runs_in_a_program(tmp_path):
+    """Until it has the three records that the page waits for."""
+    said: list[str] = []
+    names: dict = {"print": said.append}
+    (block,) = python_of("plugins/guard-agent-collector/README.md")
+    exec(block, names)
+    running = asyncio.create_task(names["run"]())
+    while not said:
+        assert not running.done(), running.result()
+        await asyncio.sleep(0.01)
+    agent = GuardAgentHandler(AgentConfig(api_key="test-key-0123", endpoint=said[0], rules=[]))
+    for number in range(3):
+        await agent.send_event(make_event(reason=str(number)))
+    await agent.flush_buffer()
+
+    await asyncio.wait_for(running, 30)
+
+    assert (tmp_path / "collector.db").exists()
+    await agent.stop()
 
 
 def test_without_a_middleware_there_is_an_event_too(start, tmp_path):

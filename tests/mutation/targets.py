@@ -25,9 +25,9 @@ def _redaction(module: str) -> Target:
     return Target(source, _REDACTION, home="plugins/guard-agent-redaction")
 
 
-def _redis(module: str) -> Target:
+def _redis(module: str, *tests: str) -> Target:
     source = f"src/guard_agent_redis/{module}.py"
-    return Target(source, _REDIS, home="plugins/guard-agent-redis")
+    return Target(source, tests, home="plugins/guard-agent-redis")
 
 
 _DELIVERY = ("tests/core/test_delivery.py", "tests/core/test_agent.py")
@@ -69,12 +69,16 @@ _REDIS = (
     "tests/test_store.py",
     "tests/test_contract.py",
     "tests/test_faults.py",
-    "--deselect=tests/test_contract.py::test_every_sequence_of_steps_has_the_result_of_the_model",
+    "tests/test_adoption.py",
+    "--deselect=tests/test_contract.py::TestRedisStoreContract::test_every_sequence_of_steps_has_the_result_of_the_model",
     "--deselect=tests/test_faults.py::test_r15_a_user_with_the_rights_of_the_readme_can_do_everything",
 )
+_DISK_PARTS = ("tests/plugins/test_disk_parts.py", "tests/plugins/test_disk_database.py")
 # Left out: it gives up rights without which mutmut cannot be imported.
 _DISK = (
     "tests/plugins/test_disk.py",
+    "tests/plugins/test_disk_database.py",
+    "--deselect=tests/plugins/test_disk.py::TestDiskStoreContract::test_every_sequence_of_steps_has_the_result_of_the_model",
     "--deselect=tests/plugins/test_disk.py::test_a_folder_that_cannot_be_written_is_refused",
 )
 
@@ -97,9 +101,9 @@ TARGETS = {
     "disk": _core("plugins/disk/__init__.py", *_DISK),
     "disk-tables": _core("plugins/disk/tables.py", *_DISK),
     "disk-database": _core("plugins/disk/database.py", *_DISK),
-    "disk-folder": _core("plugins/disk/folder.py", *_DISK),
-    "disk-jobs": _core("plugins/disk/jobs.py", *_DISK),
-    "disk-owners": _core("plugins/disk/owners.py", *_DISK),
+    "disk-folder": _core("plugins/disk/folder.py", *_DISK_PARTS),
+    "disk-jobs": _core("plugins/disk/jobs.py", *_DISK_PARTS),
+    "disk-owners": _core("plugins/disk/owners.py", *_DISK_PARTS),
     "calls": _core("core/delivery/calls.py", *_DELIVERY),
     "worker": _core("core/delivery/worker.py", *_DELIVERY, *_AGENTS),
     "redaction": _redaction("__init__"),
@@ -110,6 +114,12 @@ TARGETS = {
     "redaction-names": _redaction("names"),
     "redaction-pseudonyms": _redaction("pseudonyms"),
     "redaction-budget": _redaction("budget"),
-    "redis-store": _redis("store"),
-    "redis-codec": _redis("codec"),
+    "redis": _redis("__init__", "tests/test_contract.py"),
+    "redis-store": _redis("store", *_REDIS),
+    "redis-codec": _redis("codec", "tests/test_codec.py"),
+    "redis-link": _redis("link", "tests/test_link.py"),
+    "redis-errors": _redis("errors", "tests/test_errors.py"),
+    "redis-server": _redis("server", "tests/test_link.py"),
+    "redis-settings": _redis("settings", "tests/test_settings.py", "tests/test_link.py"),
+    "redis-adoption": _redis("adoption", "tests/test_adoption.py"),
 }

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TARGETS = runpy.run_path(str(Path(__file__).with_name("targets.py")))["TARGETS"]
+CONTRACT = ROOT / "guard_agent/testing/contracts/buffer_store.py"
 DELIVERY = ["gate", "sizes", "destination", "lanes", "calls", "worker"]
 
 
@@ -20,7 +21,10 @@ def test_a_target_and_its_tests_exist(name):
         path = test.removeprefix("--deselect=").partition("::")
         assert (home / path[0]).exists(), test
         if path[1]:
-            assert f"def {path[2]}(" in (home / path[0]).read_text(encoding="utf-8"), test
+            group, _, name = path[2].rpartition("::")
+            file = CONTRACT if group else home / path[0]
+            assert f"def {name}(" in file.read_text(encoding="utf-8"), test
+            assert group in (home / path[0]).read_text(encoding="utf-8"), test
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,7 @@ def test_a_target_and_its_tests_exist(name):
         "guard_agent/core/delivery",
         "guard_agent/core/rules",
         "guard_agent/plugins/disk",
+        "plugins/guard-agent-redis/src/guard_agent_redis",
         "plugins/guard-agent-redaction/src/guard_agent_redaction",
     ],
 )

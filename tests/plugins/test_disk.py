@@ -14,10 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import Phase, settings
 
 from guard_agent import Appended, Level, Priority, Record
 from guard_agent.plugins.disk import DiskSettings, DiskStore, DiskStoreError
 from guard_agent.testing.contracts import BufferStoreContract
+from guard_agent.testing.contracts.state_machine import STATES
 from guard_agent.testing.records import make_context, make_record, make_records
 
 BIG = 1 << 30
@@ -31,15 +33,17 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="modes, owners a
 class TestDiskStoreContract(BufferStoreContract):
     plugin = DiskStore
     dead_letter_limit = 40
+    states = settings(STATES, phases=[Phase.generate])  # what fails is shown in time, if longer
 
     def make_store(self, context):
         config = context.config
-        settings = DiskSettings(
+        options = DiskSettings(
             max_records=config.max_buffer_records,
             max_bytes=config.max_buffer_bytes,
             max_dead_letters=40,
+            operation_timeout=60,
         )
-        return DiskStore(settings, context)
+        return DiskStore(options, context)
 
 
 # --- what the tests are written with --------------------------------------------------------------

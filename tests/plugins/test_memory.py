@@ -212,7 +212,7 @@ async def test_a_lease_whose_records_are_all_settled_is_forgotten(clock, end):
         elif end == "bury":
             await store.bury(lease, [entry], "refused")
     if end == "expire":
-        clock.now += 60
+        clock.advance(60.0)
         await store.release_expired()
 
     assert store._cursors["one"].leases == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import redis
 import redis.asyncio
@@ -76,6 +78,17 @@ def test_a_manager_that_is_switched_off_is_refused(manager_class):
         adopted(manager_class(SecurityConfig(enable_redis=False)))
 
 
+def test_a_manager_without_words_about_a_prefix_gets_the_usual_one():
+    for config in (
+        SimpleNamespace(redis_url="redis://h"),
+        SimpleNamespace(redis_url="redis://h", redis_prefix=None),
+        SimpleNamespace(redis_url="redis://h", redis_prefix=""),
+    ):
+        assert adopted(SimpleNamespace(config=config)).settings.prefix == "guard-agent"
+    with pytest.raises(GuardAgentError, match=r"^its Redis is switched off$"):
+        adopted(SimpleNamespace(config=SimpleNamespace(redis_url="")))
+
+
 def test_an_address_that_is_none_is_refused_without_the_password():
     config = SecurityConfig()
     config.redis_url = "http://user:secret@host"
@@ -142,6 +155,15 @@ def test_of_a_client_of_sentinels_every_address_and_password_is_kept(sentinel_cl
     assert found.settings.sentinel_service == "shop"
     assert found.settings.sentinel_password.get_secret_value() == "s"
     assert found.options == {"db": 2, "password": "p", "connection_class": SSLConnection}
+
+
+def test_sentinels_without_a_password_or_a_known_one_will_do():
+    sentinels = redis.Sentinel([("10.0.0.1", 26379)])
+    client = sentinels.master_for("shop")
+    assert adopt(client, {}).settings.sentinel_password is None
+    client.connection_pool.sentinel_manager.sentinels = []
+    section = {"sentinels": ["h:1"]}
+    assert adopt(client, section).settings.sentinel_password is None
 
 
 @pytest.mark.parametrize("handler", [None, object(), {"config": 1}, 7])

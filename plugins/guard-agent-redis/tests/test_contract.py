@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import Phase, settings
 
 from guard_agent import Level
 from guard_agent.testing.contracts import BufferStoreContract
+from guard_agent.testing.contracts.state_machine import STATES
 from guard_agent_redis import RedisSettings, RedisStore
 
 
@@ -14,6 +16,7 @@ class TestRedisStoreContract(BufferStoreContract):
 
     plugin = RedisStore
     dead_letter_limit = 40
+    states = settings(STATES, phases=[Phase.generate])  # what fails is shown in time, if longer
 
     @pytest.fixture(autouse=True)
     def _server(self, redis_server):
@@ -23,7 +26,7 @@ class TestRedisStoreContract(BufferStoreContract):
         return {
             "url": self.url,
             "max_dead_letters": 40,
-            "deadline": 5,
+            "deadline": 60,
             "presence": 3600,  # a crash leaves leases to their time, as the model has it
         }
 

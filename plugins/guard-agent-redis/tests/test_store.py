@@ -435,3 +435,103 @@ async def test_dead_letters_are_bounded_in_bytes(server, kit):
             "record-4",
         ]
         assert (await store.stats())["one"].buried == 2
+
+
+# --- a look that leaves everything as it is -------------------------------------------------------
+
+
+def seen(peeked):
+    return [record.id for record in peeked.records], peeked.passed
+
+
+async def test_looks_go_on_from_each_other_in_order_of_acceptance(server, kit):
+    async with kit.opened(server.url, ("one", "two")) as store:
+        low = make_records(3, priority=Priority.METRIC, kind="metric")
+        high = [make_record(n, priority=Priority.ATTACK) for n in (4, 5)]
+        await store.append(high, evict=True)
+        await store.append(low, evict=True)
+
+        first = await store.peek("one", None, 100)
+        assert list(first.records) == [*low, *high]
+        assert first.passed == 0
+        nothing = await store.peek("one", first.position, 100)
+        assert seen(nothing) == ([], 0)
+        await store.append([make_record(6)], evict=True)
+        assert seen(await store.peek("one", nothing.position, 100)) == (["record-6"], 0)
+        assert seen(await store.peek("one", first.position, 100)) == (["record-6"], 0)
+        assert (await store.stats())["one"].ready == 6
+        with pytest.raises(ValueError, match="no destination 'three'"):
+            await store.peek("three", None, 100)
+
+
+async def test_what_went_between_two_looks_is_counted(server, kit):
+    async with kit.opened(server.url) as store:
+        await store.append(make_records(2), evict=True)
+        end = await store.peek("one", None, 0)
+        assert seen(end) == ([], 0)
+        await store.append([make_record(3)], evict=True)
+        await store.append([make_record(4)], evict=True)
+        assert len(await kit.drain(store)) == 4
+        for n in (5, 6, 7):
+            await store.append([make_record(n)], evict=True)
+
+        partly = await store.peek("one", end.position, 2)
+        assert seen(partly) == (["record-5", "record-6"], 0), "not all was seen"
+        rest = await store.peek("one", partly.position, 2)
+        assert seen(rest) == (["record-7"], 2)
+        assert seen(await store.peek("one", rest.position, 2)) == ([], 0)
+        await store.append([make_record(8)], evict=True)
+        await kit.drain(store)
+        skipped = await store.peek("one", rest.position, 0)
+        assert seen(skipped) == ([], 0)
+        assert seen(await store.peek("one", skipped.position, 2)) == ([], 0)
+
+
+async def test_a_look_goes_on_in_a_store_that_was_built_anew(server, kit):
+    async with kit.opened(server.url) as store:
+        await store.append(make_records(5), evict=True)
+        position = (await store.peek("one", None, 100)).position
+        server.command("FLUSHALL")
+        await store.append([make_record(9)], evict=True)
+
+        # What was appended since is less than what was seen before: nothing is made of that.
+        assert (await store.peek("one", position, 100)).passed == 0
+
+
+# --- what nobody knows whether it has happened ----------------------------------------------------
+
+
+async def test_r06_what_was_done_without_an_answer_is_undone_when_it_is_opened_again(
+    server, kit, monkeypatch
+):
+    """Appends with and without asking, and a lease; in several portions."""
+    monkeypatch.setattr("guard_agent_redis.store._MAX_IDS", 2)
+    async with (
+        kit.opened(server.url, project="p", deadline=0.3) as store,
+        kit.opened(server.url, project="p", deadline=10) as other,
+    ):
+        await store.append(make_records(3), evict=True)
+        await store.stats()
+        with server.frozen():
+            for work in (
+                lambda: store.append([make_record(4)], evict=True),
+                lambda: store.append(make_records(20, priority=Priority.ATTACK), evict=True),
+                lambda: kit.lease(store, amount=2, ttl=600),
+                lambda: store.append(make_records(200, size=1000), evict=True),
+                lambda: store.append([make_record(5)], evict=True),
+            ):
+                store._link._closed_until = 0.0
+                with pytest.raises(StoreUnavailableError):
+                    await work()
+        assert len(store._doubts) == 5
+
+        async def reopened():
+            await store.open()
+            return [True]
+
+        await kit.until(reopened)
+
+        assert not store._doubts
+        depth = (await other.stats())["one"]
+        assert (depth.ready, depth.leased) == (3, 0)
+        assert sorted(await kit.drain(other)) == ["record-1", "record-2", "record-3"]
