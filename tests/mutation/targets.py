@@ -101,7 +101,7 @@ TARGETS = {
     "disk-jobs": _core("plugins/disk/jobs.py", *_DISK),
     "disk-owners": _core("plugins/disk/owners.py", *_DISK),
     "calls": _core("core/delivery/calls.py", *_DELIVERY),
-    "worker": _core("core/delivery/worker.py", *_DELIVERY, *_AGENTS),
+    "worker": _core("core/delivery/worker.py", "tests/core/test_worker.py", *_DELIVERY, *_AGENTS),
     "redaction": _redaction("__init__"),
     "redaction-redactor": _redaction("redactor"),
     "redaction-pairs": _redaction("pairs"),
