@@ -22,7 +22,8 @@ def _core(source: str, *tests: str) -> Target:
 
 def _redaction(module: str) -> Target:
     source = f"src/guard_agent_redaction/{module}.py"
-    return Target(source, _REDACTION, home="plugins/guard-agent-redaction")
+    own = (f"tests/test_{module}.py",) if module in _WITH_OWN_TESTS else ()
+    return Target(source, (*own, *_REDACTION), home="plugins/guard-agent-redaction")
 
 
 def _redis(module: str) -> Target:
@@ -52,6 +53,7 @@ _REDACTION = (
     "--deselect=tests/test_bounds.py::test_memory_is_bounded",
     "--deselect=tests/test_policies.py::test_looking_for_addresses_takes_linear_time",
 )
+_WITH_OWN_TESTS = {"budget", "names", "pairs", "pseudonyms", "shapes"}
 _RULES = (
     "tests/core/test_rules.py",
     "--deselect=tests/core/test_rules.py::test_l05_while_patterns_are_judged_other_threads_run",
@@ -83,6 +85,7 @@ TARGETS = {
     "sizes": _core("core/delivery/sizes.py", "tests/core/test_sizes.py"),
     "destination": _core("core/delivery/destination.py", *_DELIVERY),
     "lanes": _core("core/delivery/lanes.py", "tests/core/test_lanes.py"),
+    "trace": _core("core/delivery/trace.py", "tests/core/test_trace.py"),
     "ring": _core("core/intake/ring.py", "tests/core/test_ring.py"),
     "priority": _core("core/intake/priority.py", "tests/core/test_models.py"),
     "bounds": _core("core/rules/bounds.py", *_RULES),
