@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -168,6 +169,39 @@ def test_work_that_nobody_waits_for_any_more_harms_nothing(make_agent):
     pass_time(agent, 0.05)
 
 
+def test_of_work_that_is_done_nothing_is_kept(make_agent, caplog):
+    agent = make_agent(RecordingTransport)
+    agent.start()
+    worker = worker_of(agent)
+    for _ in range(5):
+        worker.submit(lambda: asyncio.sleep(0)).result(20)
+
+    until(lambda: not worker._submitted and not worker._work)
+    assert "exception" not in caplog.text
+
+
+def test_p11_work_that_resists_does_not_keep_stop_from_its_end(make_agent):
+    async def resist():
+        begun.set()
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    begun, over = threading.Event(), threading.Event()
+    agent = make_agent(RecordingTransport, stop_timeout=0.2)
+    agent.start()
+    record(agent)
+    worker_of(agent).submit(resist)
+    begun.wait(20)
+
+    try:
+        agent.stop().result(20)
+    finally:
+        over.set()
+
+    assert agent.balances()["recording"].delivered == 1
+
+
 def test_work_is_cancelled_when_the_agent_has_not_begun_or_has_ended(make_agent):
     agent = make_agent(RecordingTransport)
     worker = worker_of(agent)
@@ -310,7 +344,7 @@ def test_records_come_at_once_to_a_store_that_outlives_the_process_and_linger_th
     transport.wait(lambda: len(transport.accepted) == 6)
 
 
-def test_what_memory_holds_is_known_without_asking(make_agent):
+def test_what_memory_holds_is_known_without_asking(make_agent, caplog):
     agent = make_agent(scripted(*[Retry("down", after=600)] * 9))
     record(agent, 4)
     agent.flush().result(20)
@@ -323,6 +357,7 @@ def test_what_memory_holds_is_known_without_asking(make_agent):
     depth = worker_of(agent).depths[NAME]
     assert (depth.ready, depth.leased, depth.bytes) == (0, 0, 0)
     assert agent.balances()[NAME].dropped == {"shutdown": 4}
+    assert "stopped with 4 records for scripted undelivered: lost" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -394,7 +429,7 @@ def test_a_flush_brings_all_to_a_store_that_takes_a_part_at_a_time(make_agent):
     )
     agent.start()
     record(agent, 10)
-    agent.flush().result(20)
+    worker_of(agent).submit(worker_of(agent)._move).result(20)
     record(agent, 10)
 
     agent.flush().result(20)
@@ -700,6 +735,39 @@ def test_p07_what_memory_holds_is_sent_as_long_as_possible(make_agent):
     assert not any(asked)
     balance = agent.balances()[NAME]
     assert balance.delivered + balance.dropped["shutdown"] == 100
+
+
+def test_p07_what_memory_took_over_comes_to_the_store_at_the_end(make_agent):
+    class Away(Journal):
+        name = "away"
+        is_away = True
+
+        async def append(self, records, *, evict):
+            if self.is_away:
+                raise OSError("no room")
+            return await super().append(records, evict=evict)
+
+    async def hang(_):
+        reached.set()
+        await asyncio.Event().wait()
+
+    reached = threading.Event()
+    agent = make_agent(scripted(hang, hang), Away, store="away", stop_timeout=0.8)
+    lanes = agent._current().lanes
+    record(agent)
+    agent.flush()
+    reached.wait(20)
+    assert worker_of(agent).level is Level.MEMORY
+    Away.is_away = False
+    lanes._retry_at = 0.0
+    record(agent)
+    until(lambda: worker_of(agent).level is Level.JOURNAL)
+
+    agent.stop().result(20)
+
+    balance = agent.balances()[NAME]
+    assert (balance.pending, balance.dropped) == (2, {})
+    assert worker_of(agent).depths[NAME].ready == 2
 
 
 @pytest.mark.parametrize("method", ["settle", "close", "stats"])
