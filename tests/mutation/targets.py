@@ -91,7 +91,7 @@ TARGETS = {
     "judge": _core("core/rules/judge.py", "tests/core/test_judge.py", *_PATTERNS),
     "patterns": _core("core/rules/patterns.py", *_PATTERNS),
     "keeper": _core("core/rules/keeper.py", *_RULES),
-    "engine_link": _core("core/rules/engine_link.py", *_RULES),
+    "engine_link": _core("core/rules/engine_link.py", "tests/core/test_engine_link.py", *_RULES),
     "memory": _core("plugins/memory.py", "tests/plugins/test_memory.py"),
     "handler": _core(
         "plugins/handler.py", "tests/plugins/test_handler.py", "tests/test_initialize_redis.py"
@@ -102,7 +102,7 @@ TARGETS = {
     "disk-folder": _core("plugins/disk/folder.py", *_DISK),
     "disk-jobs": _core("plugins/disk/jobs.py", *_DISK),
     "disk-owners": _core("plugins/disk/owners.py", *_DISK),
-    "calls": _core("core/delivery/calls.py", *_DELIVERY),
+    "calls": _core("core/delivery/calls.py", "tests/core/test_calls.py", *_DELIVERY),
     "worker": _core("core/delivery/worker.py", "tests/core/test_worker.py", *_DELIVERY, *_AGENTS),
     "redaction": _redaction("__init__"),
     "redaction-redactor": _redaction("redactor"),
