@@ -423,18 +423,30 @@ def test_a_flush_ends_when_the_store_takes_nothing(make_agent):
     assert agent.balances()["recording"].dropped == {"shutdown": 3}
 
 
-def test_a_flush_brings_all_to_a_store_that_takes_a_part_at_a_time(make_agent):
-    agent = make_agent(
-        RecordingTransport, max_buffer_records=10, buffer_size=10, buffer_overflow_policy="block"
-    )
+class Small(MemoryStore):
+    """Has room for five records."""
+
+    name = "small"
+
+    async def append(self, records, *, evict):
+        room = 5 - (await self.stats())["recording"].pending
+        return await super().append(records[:room], evict=evict)
+
+
+@pytest.mark.parametrize("end", ["flush", "stop"])
+def test_a_flush_brings_all_to_a_store_that_was_full(make_agent, end):
+    agent = make_agent(RecordingTransport, Small, store="small", max_requests_per_second=1e6)
     agent.start()
-    record(agent, 10)
-    worker_of(agent).submit(worker_of(agent)._move).result(20)
-    record(agent, 10)
+    record(agent, 12)
+    worker = worker_of(agent)
+    assert worker.submit(worker._move).result(20) is False
 
-    agent.flush().result(20)
-
-    assert books(agent).delivered == 20
+    if end == "flush":
+        agent.flush().result(20)
+        assert books(agent).delivered == 12
+    else:
+        agent.stop().result(20)
+        assert agent.balances()["recording"].delivered == 12
 
 
 def test_the_pauses_between_attempts_to_store_grow(make_agent):
@@ -566,6 +578,21 @@ def test_a_status_report_carries_what_is_known_and_says_how_it_went(make_agent):
     until(lambda: worker.last_report_ok)
 
 
+def test_a_status_report_notices_that_the_store_works_again(make_agent, caplog):
+    class Numberless(Flaky):
+        broken = "stats"
+        failures = 3
+
+    agent = make_agent(RecordingTransport, Numberless, store="flaky")
+    worker_of(agent)._status_interval = 0.02
+    record(agent)
+    agent.flush().result(20)
+
+    until(lambda: "works again" in caplog.text)
+
+    assert caplog.text.count(f"{FAILING}stats: OSError: no room") == 1
+
+
 def test_status_reports_wait_for_their_interval(make_agent):
     agent = make_agent(RecordingTransport)
     record(agent)
@@ -661,24 +688,6 @@ def test_p07_stop_tries_again_as_long_as_there_is_time(make_agent):
 
     assert agent.balances()[NAME].delivered == 2
     assert len(transport_of(agent).batches) == 3
-
-
-def test_p07_stop_brings_a_full_ring_to_a_store_that_makes_room(make_agent):
-    agent = make_agent(
-        RecordingTransport,
-        max_buffer_records=5,
-        buffer_size=5,
-        buffer_overflow_policy="raise",
-        stop_timeout=20,
-    )
-    agent.start()
-    record(agent, 5)
-    worker_of(agent).submit(worker_of(agent)._move).result(20)
-    record(agent, 5)
-
-    agent.stop().result(30)
-
-    assert agent.balances()["recording"].delivered == 10
 
 
 def test_p07_the_last_requests_end_before_the_store_is_closed(make_agent):

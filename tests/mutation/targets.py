@@ -22,8 +22,7 @@ def _core(source: str, *tests: str) -> Target:
 
 def _redaction(module: str) -> Target:
     source = f"src/guard_agent_redaction/{module}.py"
-    # The file of a module alone is quicker than all, and what it does not notice is a hole in it.
-    tests = (f"tests/test_{module}.py",) if module in _WITH_OWN_TESTS else _REDACTION
+    tests = _REDACTION_PARTS.get(module, _REDACTION)
     return Target(source, tests, home="plugins/guard-agent-redaction")
 
 
@@ -54,7 +53,21 @@ _REDACTION = (
     "--deselect=tests/test_bounds.py::test_memory_is_bounded",
     "--deselect=tests/test_policies.py::test_looking_for_addresses_takes_linear_time",
 )
-_WITH_OWN_TESTS = {"budget", "names", "pairs", "pseudonyms", "shapes"}
+_POLICIES = (
+    "tests/test_policies.py",
+    "tests/test_settings.py",
+    "--deselect=tests/test_policies.py::test_looking_for_addresses_takes_linear_time",
+)
+# The file of a module alone is quicker than all, and what it does not notice is a hole in it.
+_REDACTION_PARTS = {
+    "__init__": _POLICIES,
+    "budget": ("tests/test_budget.py",),
+    "names": ("tests/test_names.py",),
+    "pairs": ("tests/test_pairs.py",),
+    "policies": _POLICIES,
+    "pseudonyms": ("tests/test_pseudonyms.py",),
+    "shapes": ("tests/test_shapes.py",),
+}
 _RULES = (
     "tests/core/test_rules.py",
     "--deselect=tests/core/test_rules.py::test_l05_while_patterns_are_judged_other_threads_run",
