@@ -62,6 +62,7 @@ LEFT = [
     "basic re-authentication",
     "Basic abcdefgh123",
     "Basic aGk",
+    "Basic abcde",
     "-----BEGIN CERTIFICATE-----",
     "mail a@b.test",
     "//host/path",
