@@ -144,6 +144,21 @@ def test_the_work_is_done_in_one_thread_that_the_end_of_the_program_does_not_wai
     assert not worker_of(agent).is_current_thread
 
 
+def test_p12_waking_the_agent_in_its_own_thread_does_not_make_its_work_that_of_the_app(make_agent):
+    def talk(_):
+        agent.flush()
+        agent.record("event", make_event())
+        return Accepted()
+
+    agent = make_agent(scripted(talk))
+    record(agent)
+    agent.flush().result(20)
+
+    assert books(agent).dropped == {"internal": 1}
+    record(agent)
+    assert agent.balances()[NAME].dropped == {"internal": 1}, "the app is heard as before"
+
+
 @pytest.mark.parametrize("error", [ValueError("bad"), asyncio.CancelledError()])
 def test_whoever_submits_work_gets_what_came_of_it(make_agent, error):
     agent = make_agent(RecordingTransport)
