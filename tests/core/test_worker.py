@@ -572,6 +572,20 @@ def test_what_other_processes_took_out_before_is_no_loss():
         agent.stop().result(20)
 
 
+def test_all_that_is_lost_with_the_process_is_counted_in_ring_and_store(make_agent):
+    class Down(RecordingTransport):
+        async def answer(self, batch):
+            return Retry("down", after=600)
+
+    agent = make_agent(Down, Small, store="small")
+    record(agent, 12)
+    agent.flush().result(20)
+
+    agent.stop().result(20)
+
+    assert agent.balances()["recording"].dropped == {"shutdown": 12}
+
+
 # --- the other jobs -------------------------------------------------------------------------------
 
 
@@ -818,7 +832,10 @@ def test_p07_a_store_that_hangs_at_the_end_does_not_hang_the_agent(make_agent, m
                 await asyncio.Event().wait()
 
     closed = []
-    agent = make_agent(RecordingTransport, Hanging, store="hanging", stop_timeout=0.4, timeout=0.2)
+    limit = 30 if method == "close" else 0.2
+    agent = make_agent(
+        RecordingTransport, Hanging, store="hanging", stop_timeout=0.4, timeout=limit
+    )
     record(agent)
     agent.flush().result(20)
     reached.append(method)
