@@ -83,6 +83,7 @@ def test_every_command_has_help(tmp_path):
 
     assert names == [
         "plugins", "plan", "check", "config", "send", "tail", "store", "doctor", "explain", "new",
+        "collector",  # of another package
     ]  # fmt: skip
     assert "..." not in listed
     for name in names:

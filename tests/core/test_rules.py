@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import ipaddress
 import json
 import logging
@@ -1239,3 +1241,170 @@ async def test_l11_rules_that_arrive_leave_the_probe_to_the_records():
     assert bench.version == 3
     assert bench.deliveries.state is GateState.OPEN
     assert bench.deliveries.acquire(bench.monotonic) == 0
+
+
+# --- exact bounds and facts -----------------------------------------------------------------------
+
+
+def test_l03_the_bounds_of_patterns_are_exact():
+    fits = ["x" * n for n in range(1, MAX_PATTERNS)] + ["x" * 4_000]
+    assert len(validate(document(suspicious_patterns=fits), NOW).suspicious_patterns) == 1_000
+
+    for patterns, words in (
+        ([*fits, "y"], "^suspicious_patterns: more than 1000 entries$"),
+        (["y" * 4_001], f"^suspicious_patterns: '{'y' * 80}' is longer than 4000 characters$"),
+    ):
+        with pytest.raises(RulesRefused, match=words):
+            validate(document(suspicious_patterns=patterns), NOW)
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"),
+    [
+        ([], "the document is a list, not an object with fields"),
+        (
+            {"message": "no", "timestamp": "2026-05-04T11:00:00Z", "version": 1},
+            "the document has none of the fields of dynamic rules: is it the right address?",
+        ),
+        (document(expires_at=NOW), "expires_at: the rules have expired already"),
+        (
+            document(timestamp=NOW + timedelta(minutes=5, seconds=1)),
+            "timestamp: lies in the future; compare the clocks of collector and app",
+        ),
+        (
+            document(endpoint_rate_limits={"/": ["many", 1]}),
+            (
+                "endpoint_rate_limits./.0: Input should be a valid integer, "
+                "unable to parse string as an integer"
+            ),
+        ),
+    ],
+)
+def test_l01_a_refusal_says_what_is_wrong(given_, message):
+    with pytest.raises(RulesRefused) as refusal:
+        validate(given_, NOW)
+
+    assert str(refusal.value) == message
+
+
+def test_l03_to_the_second():
+    rules = validate(
+        document(timestamp=NOW + timedelta(minutes=5), expires_at=NOW + timedelta(seconds=1)), NOW
+    )
+
+    assert not is_expired(rules, NOW)
+    assert is_expired(rules, NOW + timedelta(seconds=1))
+
+
+def test_l01_of_many_unknown_fields_ten_are_named(caplog):
+    validate(document(**{f"unknown_{n:02}": n for n in range(12)}), NOW)
+
+    names = ", ".join(f"unknown_{n:02}" for n in range(10))
+    assert caplog.messages == [f"rules shop: ignoring unknown fields: {names}"]
+
+
+def test_l09_a_signature_stays_the_same_in_all_releases():
+    """Collectors make it too."""
+    expected = hmac.new(b"secret", b'{"version":1}', hashlib.sha256).hexdigest()
+
+    assert sign(b'{"version":1}', "secret") == f"v1={expected}"
+
+
+def test_the_file_has_the_same_name_in_all_releases(tmp_path):
+    """Or the rules of the release before would not be found in an outage."""
+    source = Scripted(Unchanged(), project_id="shop")
+    identity = f"scripted\0{source.collector}\0shop".encode()
+
+    name = f"rules-{hashlib.sha256(identity).hexdigest()[:16]}.json"
+    assert cache_path(tmp_path, source) == tmp_path / name
+    nobody = Scripted(Unchanged())
+    identity = f"scripted\0{nobody.collector}\0".encode()
+    name = f"rules-{hashlib.sha256(identity).hexdigest()[:16]}.json"
+    assert cache_path(tmp_path, nobody) == tmp_path / name
+
+
+async def test_l07_what_health_shows_is_exact():
+    bench = Bench(rule_set("etag", expires_at="2026-05-08T12:00:00Z"), Retry("down"))
+    assert bench.keeper.describe() == {"in_force": False, "stale": False, "error": None}
+    assert bench.keeper.name == "scripted"
+    await bench.keeper.refresh()
+    bench.monotonic += 7.5
+
+    assert bench.keeper.describe() == {
+        "in_force": True,
+        "stale": False,
+        "rule_id": "shop",
+        "version": 3,
+        "expires_at": datetime(2026, 5, 8, 12, 0, tzinfo=timezone.utc),
+        "age_seconds": 7.5,
+        "unconfirmed_seconds": 7.5,
+        "switches": [],
+        "left_out": [],
+        "left_out_count": 0,
+        "error": None,
+    }
+    await bench.keeper.refresh()
+    assert bench.keeper.describe()["error"] == "down"
+
+
+@pytest.mark.parametrize(("interval", "ttl", "pace"), [(300, 7_200, 300), (5, 60, 60)])
+async def test_l07_rules_are_stale_after_three_intervals(interval, ttl, pace):
+    """Of a minute at least: a source that is asked more often may miss an answer or two."""
+    bench = Bench(rule_set(ttl=ttl), interval=interval)
+    await bench.keeper.refresh()
+
+    bench.monotonic += 3 * pace
+    assert not bench.keeper.stale
+    bench.monotonic += 0.5
+    assert bench.keeper.stale
+
+
+async def test_l11_after_an_outage_it_is_asked_in_a_second_at_the_earliest():
+    bench = Bench(Retry("down", after=0.01))
+
+    assert await bench.keeper.refresh() == 1.0
+
+
+async def test_an_outage_that_began_anew_is_logged_anew_and_named(caplog):
+    bench = Bench(Retry("down\n"), Retry("down"), rule_set(), Retry("gone"))
+    for _ in range(4):
+        await bench.refresh()
+
+    assert caplog.messages == [
+        "rules from scripted are not available: down\\x0a",
+        "rules from scripted are not available: gone",
+    ]
+    assert bench.keeper.last_error == "gone"
+
+
+async def test_a_source_that_returns_nonsense_or_raises_is_named():
+    for answer, words in (
+        (17, "the rule source returned int"),
+        (ValueError("defect"), "ValueError: defect"),
+    ):
+        bench = Bench(answer)
+        await bench.refresh()
+        assert bench.keeper.last_error == words
+        assert bench.keeper.fetched == 0
+        assert bench.keeper.last_update is None
+
+
+async def test_new_rules_are_named_in_the_log_once(caplog):
+    caplog.set_level(logging.INFO, "guard_agent.rules")
+    bench = Bench(rule_set(), rule_set(ip_blacklist=["192.0.2.7"]), rule_set(version=4))
+    for _ in range(4):
+        await bench.refresh()
+
+    assert caplog.messages == [
+        "rules shop version 3 are in force",
+        "rules shop version 4 are in force",
+    ]
+    assert len(bench.changes) == 3
+
+
+async def test_an_older_version_is_refused_in_words():
+    bench = Bench(rule_set(version=4), rule_set(version=3))
+    for _ in range(2):
+        await bench.refresh()
+
+    assert bench.keeper.last_error == "version: 3 is older than 4, which is known"

@@ -94,7 +94,11 @@ def _run(name: str, arguments: argparse.Namespace) -> Row:
     reset_config()
     source = Path(target.source)
     code = mutate_file_contents(str(source), source.read_text(encoding="utf-8"))
-    mutants = [get_mutant_name(source, mutant) for mutant in code.mutant_names]
+    mutants = [
+        get_mutant_name(source, mutant)
+        for mutant in code.mutant_names
+        if _function(mutant) not in target.leave_out
+    ]
     chosen = mutants
     if not arguments.all and arguments.sample < len(mutants):
         chosen = sorted(random.Random(arguments.seed).sample(mutants, arguments.sample))
@@ -129,6 +133,11 @@ def _run(name: str, arguments: argparse.Namespace) -> Row:
                 else:
                     report.write(f"# {mutant}: {status}\n{diff}\n")
     return Row(name, len(mutants), Counter(statuses.values()))
+
+
+def _function(mutant: str) -> str:
+    """The function that a mutant is one of: ``x__time__mutmut_3`` is one of ``_time``."""
+    return mutant.rpartition("__mutmut_")[0].removeprefix("x_")
 
 
 def _is_same_sql(diff: str) -> bool:

@@ -52,6 +52,7 @@ _STORE_BACKOFF_MAX = 30.0
 _STORE_RETRY = 1.0
 _LEAST_STATUS_INTERVAL = 2.0
 _EXPIRY_INTERVAL = 5.0
+_RESTART_FIRST = 1.0
 _RESTART_MAX = 60.0
 _CLOSE_SHARE = 0.25
 """Share of the time to stop that is kept for closing what is open."""
@@ -343,7 +344,7 @@ class Worker:
 
     async def _guard(self, job: Callable[[], Awaitable[None]]) -> None:
         """Run a job; a defect in it must not end it for good, nor the other jobs."""
-        pause = 1.0
+        pause = _RESTART_FIRST
         while True:
             try:
                 return await job()

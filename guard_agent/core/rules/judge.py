@@ -116,19 +116,24 @@ class _Child:
         except (OSError, ValueError):
             logger.debug("cannot start a process to judge patterns", exc_info=True)
             return self._here()
+        with process:  # it closes what leads there
+            output, was_ended = self._talk(process)
+        verdicts = _read(output)
+        if not verdicts and process.returncode and not was_ended:
+            return self._here()  # it could not even start to work
+        return verdicts
+
+    def _talk(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bool]:
+        """What the process said until its end, and whether that was brought about."""
         try:
             output, _ = process.communicate(json.dumps(self._keys).encode(), self._seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-            output, _ = process.communicate()
+            return process.communicate()[0], True
         except (OSError, ValueError):  # it was ended from elsewhere
             process.kill()
-            process.wait()
-            return []
-        verdicts = _read(output)
-        if not verdicts and process.returncode and not self._ended:
-            return self._here()  # it could not even start to work
-        return verdicts
+            return b"", True
+        return output, self._ended
 
     def end(self) -> None:
         """End the process, if it runs. Never waits: `run` does that."""

@@ -341,7 +341,7 @@ def _closing_quote(text: str, opening: re.Match[str]) -> int:
     while end >= 0:
         content = text[start:end]
         run = len(content) - len(content.rstrip("\\"))
-        if run <= escapes and (escapes or not run):
+        if run <= escapes:
             return end - run
         if run % (2 * escapes + 2) == escapes:
             return end - escapes
