@@ -59,7 +59,7 @@ import os, signal, sys
 from guard_agent import AgentConfig, SecurityEvent, SyncGuardAgentHandler, get_current_timestamp
 config = AgentConfig(
     api_key="test-key-0123", endpoint=sys.argv[1], project_id="killed", store="disk", rules=[],
-    plugins={"rollup": {"interval": 3600}},
+    rollup=True, plugins={"rollup": {"interval": 3600}},
 )
 agent = SyncGuardAgentHandler(config)
 def send(address, times):

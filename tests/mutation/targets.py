@@ -117,6 +117,7 @@ TARGETS = {
     "sizes": _core("core/delivery/sizes.py", "tests/core/test_sizes.py"),
     "destination": _core("core/delivery/destination.py", *_DELIVERY),
     "lanes": _core("core/delivery/lanes.py", "tests/core/test_lanes.py"),
+    "shares": _core("core/delivery/shares.py", "tests/core/test_shares.py"),
     "trace": _core("core/delivery/trace.py", "tests/core/test_trace.py"),
     "ring": _core("core/intake/ring.py", "tests/core/test_ring.py"),
     "priority": _core("core/intake/priority.py", "tests/core/test_models.py"),

@@ -33,8 +33,11 @@ def share_out(
         most = max_records - lower * share
         most_bytes = max_bytes - lower * (max_bytes // LEASE_SHARE)
         for entry, record in group:
-            fits = size + len(record.payload) <= most_bytes or not taken
-            if len(taken) >= most or not fits:
+            if len(taken) >= most:
+                break
+            if size + len(record.payload) > most_bytes and taken:
+                if not lower:
+                    return taken  # what is lower must not overtake it
                 break
             taken[entry] = record
             size += len(record.payload)
