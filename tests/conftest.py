@@ -21,6 +21,22 @@ _FIXTURE_WHEELS = runpy.run_path(str(Path(__file__).parent / "core" / "fixture_w
 _PACKAGES = (_FIXTURE_WHEELS["PACKAGE"], _FIXTURE_WHEELS["OTHER_PACKAGE"])
 
 
+# Begun first: with several processes, one that began at the end would be waited for alone.
+_LONGEST = {
+    "test_agent_sweep.py",
+    "test_adapters.py",
+    "test_wheels.py",
+    "test_new.py",
+    "test_fastapi.py",
+    "test_page.py",
+    "test_flood.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     with Collector() as collector:
