@@ -33,7 +33,8 @@ class ForgetsAcks(DiskStore):
 
 class AcksUnseen(DiskStore):
     async def lease(self, *arguments):
-        if (lease := await super().lease(*arguments)) is not None:
+        lease = await super().lease(*arguments)
+        if lease is not None and len(lease.entries) > 1:
             unseen, *entries = lease.entries
             await super().ack(lease, [unseen])
             lease = replace(lease, entries={entry: lease.entries[entry] for entry in entries})

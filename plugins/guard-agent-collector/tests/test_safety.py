@@ -129,6 +129,14 @@ async def test_with_a_token_the_page_wants_it_once_and_agents_as_their_key(start
     assert kit.server.page_url == f"{kit.url}/?token={TOKEN}"
 
 
+def test_a_header_that_is_no_text_is_a_wrong_key():
+    access = Access.configured("0.0.0.0", TOKEN, None, ())
+    bytes_of_a_header = b"\xff".decode("utf-8", "surrogateescape")
+
+    assert not access.may_send({"X-API-Key": bytes_of_a_header})
+    assert not access.may_look({"Authorization": f"Bearer {bytes_of_a_header}"})
+
+
 def test_a_reachable_collector_answers_to_addresses_but_not_to_unknown_names():
     access = Access.configured("0.0.0.0", TOKEN, None, ("lab.internal",))
 

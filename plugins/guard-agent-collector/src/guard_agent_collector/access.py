@@ -160,4 +160,5 @@ def _host_name(header: str | None) -> str | None:
 
 
 def _equal(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(), wanted.encode())
+    # A header may hold bytes that are no text.
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
