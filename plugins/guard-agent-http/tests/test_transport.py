@@ -176,11 +176,11 @@ async def test_a_known_body_has_the_known_signature(serve, kit, tmp_path):
         b'{"timestamp":"2026-01-02T00:00:00Z","status":"healthy","uptime":1.5,"events_sent":1,'
         b'"events_failed":0,"buffer_size":0,"last_flush":null,"errors":[],"pid":null,'
         b'"plan":{},"level":"memory",'
-        b'"loss_window_seconds":null,"store":{},"rules":{},"destinations":{}}'
+        b'"loss_window_seconds":null,"store":{},"rollup":{},"rules":{},"destinations":{}}'
     )
     assert (
         request.one("X-Payload-Signature")
-        == "v1=d3344936ab6610f693e85ed1d3ef83b03e4c3054b2ee40bebba97b23b7d0bbed"
+        == "v1=232bd0e969d3f1e4f46dcdb46d76164b5d4bd61b0d38874d1a13a8c8161b167b"
     )
 
 
