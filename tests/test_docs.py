@@ -14,7 +14,7 @@ from guard_agent import AgentConfig, client, guard_agent
 from guard_agent.cli import main
 from guard_agent.core.errors import DeliveryError, PayloadTooLargeError, PermanentClientError
 from guard_agent.testing import pytest_plugin
-from guard_agent.testing.collector import Answer, Collector
+from guard_agent.testing.collector import Answer
 from guard_agent.testing.contracts import CONTRACT_VERSION
 from guard_agent.testing.faults import Fault
 from guard_agent.testing.records import make_event
@@ -39,12 +39,6 @@ def surroundings(tmp_path, monkeypatch):
     if client._process.agent is not None:
         client._process.agent.stop().result(30)
     client._process.agent = None
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 def test_the_tests_of_an_app_pass(pytester):

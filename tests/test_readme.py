@@ -15,7 +15,6 @@ import pytest
 from guard_agent import Accepted, AgentConfig, Batch, Retry, client
 from guard_agent.core.assembly.composition import compose
 from guard_agent.core.assembly.registry import Registry
-from guard_agent.testing.collector import Collector
 from guard_agent.testing.records import make_context, make_record
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -52,12 +51,6 @@ def forget_agent() -> None:
     if client._process.agent is not None:
         client._process.agent.stop().result(30)
     client._process.agent = None
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 def run(source: str, names: dict) -> dict:

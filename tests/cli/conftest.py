@@ -14,7 +14,6 @@ from guard_agent import AgentConfig
 from guard_agent.cli import main
 from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.composition import compose
-from guard_agent.testing.collector import Collector
 from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
 
 
@@ -24,12 +23,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("GUARD_AGENT_CONFIG", raising=False)
     monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
     return tmp_path
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
 
 
 @pytest.fixture

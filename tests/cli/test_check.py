@@ -16,19 +16,7 @@ from guard_agent.cli import main
 from guard_agent.testing.collector import Answer, Collector
 from guard_agent.testing.redis_server import RedisServer
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GUARD_AGENT_CONFIG", raising=False)
-    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
-    return tmp_path
-
-
-@pytest.fixture
-def collector():
-    with Collector() as collector:
-        yield collector
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def check(settings, *options):
