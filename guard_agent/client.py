@@ -48,7 +48,7 @@ class _Done(Coroutine[Any, Any, None]):
         """Nothing to close."""
 
     def __await__(self) -> Generator[Any, Any, None]:
-        return iter(())  # type: ignore[return-value]
+        return iter(())  # type: ignore[return-value]  # ends before it yields
 
 
 _DONE = _Done()
@@ -295,7 +295,7 @@ def guard_agent(config: AgentConfig | None = None) -> Any:
     Raises:
         ConfigurationError: the agent cannot be composed as configured; names every problem.
     """
-    caller = str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0]  # noqa: SLF001
+    caller = str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0]  # noqa: SLF001 - who called
     face = _FACES.get(caller)
     if face is None:
         face = GuardAgentHandler if _loop_runs_here() else SyncGuardAgentHandler
@@ -367,7 +367,7 @@ def _agent_for(config: AgentConfig | None) -> Agent:
             msg = "guard_agent() was called by something that its own composition called"
             raise GuardAgentError(msg)
         # Imported here, so that `import guard_agent` does not pay for what only a start needs.
-        from guard_agent.core.assembly.composition import compose  # noqa: PLC0415
+        from guard_agent.core.assembly.composition import compose  # noqa: PLC0415 - when needed
         from guard_agent.core.assembly.configfile import load_config, resolve  # noqa: PLC0415
 
         _process.composing = True

@@ -102,7 +102,7 @@ def parse(text: str, path: Path) -> Document | None:
 
 def _parse_yaml(text: str, path: Path) -> Document:
     # Not needed by an agent that is configured in code, and slow to import.
-    import yaml  # noqa: PLC0415
+    import yaml  # noqa: PLC0415 - only for a file in YAML
 
     document = Document(path)
     try:

@@ -228,7 +228,7 @@ class Registry:
 
 def _installed() -> Iterator[Provider]:
     # Not needed before an agent is composed, and `import guard_agent` should be quick.
-    import importlib_metadata  # noqa: PLC0415
+    import importlib_metadata  # noqa: PLC0415 - keeps the import of the package light
 
     try:
         # A distribution counts once, the first on the path, even when an editable install or an
@@ -252,7 +252,7 @@ def _installed() -> Iterator[Provider]:
 
 def _read_one_by_one() -> Iterator[tuple[str, str, Any]]:
     """Name, value and distribution of each entry point of the group, as the files have them."""
-    import importlib_metadata  # noqa: PLC0415
+    import importlib_metadata  # noqa: PLC0415 - keeps the import of the package light
 
     seen: set[str] = set()
     for distribution in importlib_metadata.distributions():
@@ -272,7 +272,7 @@ def _read_one_by_one() -> Iterator[tuple[str, str, Any]]:
 
 
 def _import(name: str, value: str) -> object:
-    import importlib_metadata  # noqa: PLC0415
+    import importlib_metadata  # noqa: PLC0415 - keeps the import of the package light
 
     plugin: object = importlib_metadata.EntryPoint(name, value, GROUP).load()
     return plugin

@@ -277,7 +277,7 @@ class Lanes(BufferStore):
         self._failures += 1
         self._reason = one_line(f"{type(error).__name__}: {error}")
         bound = min(_LONGEST_RETRY, _FIRST_RETRY * 2.0 ** min(self._failures - 1, 10))
-        self._retry_at = self._clock() + bound * (0.5 + 0.5 * random.random())  # noqa: S311
+        self._retry_at = self._clock() + bound * (0.5 + 0.5 * random.random())  # noqa: S311 - jitter
         if self._failures == 1:
             logger.warning(
                 "the store %s is not available, records wait in memory meanwhile: %s",
