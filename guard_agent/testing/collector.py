@@ -473,21 +473,28 @@ class Collector:
         listener.setblocking(False)
         # Bodies are inflated here, within a bound; aiohttp would do it without telling the size.
         server = web.Server(self._handle, auto_decompress=False, access_log=None)
-        stopped = loop.create_task(self._stopping.wait())
+        serving: set[asyncio.Task[object]] = set()
+
+        def accept() -> None:
+            try:
+                connection, _ = listener.accept()
+            except (BlockingIOError, ConnectionError):  # it is already gone again
+                return
+            task = loop.create_task(loop.connect_accepted_socket(server, connection))
+            serving.add(task)
+            task.add_done_callback(serving.discard)
+
         ready.set()
         # Accepting here and not in create_server(): a connection that is taken while an asyncio
-        # server closes can stay open for ever.
+        # server closes can stay open for ever. And not with sock_accept(): one that is cancelled
+        # after it has taken a connection drops it unclosed.
+        loop.add_reader(listener, accept)
         try:
-            while not self._stopping.is_set():
-                accepting = loop.create_task(loop.sock_accept(listener))
-                await asyncio.wait({accepting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                if accepting.cancel():
-                    continue
-                with suppress(ConnectionError):  # it is already gone again
-                    connection, _ = accepting.result()
-                    await loop.connect_accepted_socket(server, connection)
+            await self._stopping.wait()
         finally:
+            loop.remove_reader(listener)
             listener.close()
+            await asyncio.gather(*serving, return_exceptions=True)
             for open_connection in server.connections:
                 if open_connection.transport is not None:
                     open_connection.transport.abort()
