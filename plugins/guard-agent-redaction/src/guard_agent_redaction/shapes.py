@@ -58,6 +58,36 @@ _PROSE = frozenset(
 )  # fmt: skip
 
 
+def is_plain(text: str) -> bool:
+    """
+    Whether a text has none of what every expression of this package needs.
+
+    True for most texts, after a third of the time of a full look; a False says nothing.
+    """
+    if (
+        "=" in text
+        or ":" in text
+        or "%" in text
+        or "@" in text
+        or '"' in text
+        or "'" in text
+        or "\\" in text
+        or "<" in text
+        or "[" in text
+        or "{" in text
+        or "eyJ" in text
+        or "-----BEGIN" in text
+        or "IA" in text
+        or not text.isascii()
+        or _may_hold_vendor_token(text)
+    ):
+        return False
+    lowered = text.lower()
+    if "bearer" in lowered or "basic" in lowered:
+        return False
+    return not _may_hold_card(text) or _CARD.search(text) is None
+
+
 def redact_shapes(text: str) -> str:
     """Replace every secret that shows by its shape; the same object when there is none."""
     if "-----BEGIN" in text:
@@ -76,11 +106,16 @@ def redact_shapes(text: str) -> str:
         text = _WEB_TOKEN.sub(REDACTED, text)
     if _may_hold_vendor_token(text):
         text = _VENDOR_TOKEN.sub(REDACTED, text)
-    if len(text) >= _SHORTEST_CARD:
-        zeros = text.encode("utf-8", "replace").translate(_DIGITS_TO_ZERO)
-        if b"0000" in zeros and zeros.count(b"0") >= _SHORTEST_CARD:
-            text = _CARD.sub(_without_card, text)
+    if _may_hold_card(text):
+        text = _CARD.sub(_without_card, text)
     return text
+
+
+def _may_hold_card(text: str) -> bool:
+    if len(text) < _SHORTEST_CARD:
+        return False
+    zeros = text.encode("utf-8", "replace").translate(_DIGITS_TO_ZERO)
+    return b"0000" in zeros and zeros.count(b"0") >= _SHORTEST_CARD
 
 
 def _may_hold_vendor_token(text: str) -> bool:
