@@ -449,8 +449,10 @@ TestSmallestStore.states = hypothesis_settings(STATES, max_examples=10)
 
 
 @pytest.mark.parametrize("kind", ["event", "metric"])
-async def test_the_quick_enricher_says_the_same_in_both_forms(kind):
+async def test_the_quick_enricher_says_the_same_in_both_forms(kind, tmp_path):
     class Suite(EnricherContract):
         plugin = run(python_of("docs/write/enricher.md")[1], {})["HideDomain"]
 
-    await Suite().test_its_text_rules_say_the_same_as_the_function(kind)
+    suite = Suite()
+    suite.folder = tmp_path
+    await suite.test_its_text_rules_say_the_same_as_the_function(kind)
