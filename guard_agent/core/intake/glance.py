@@ -54,6 +54,7 @@ class Glance:
     def __init__(self, kind: Kind, rules: Iterable[TextRules], inside: Mark) -> None:
         """``inside`` is set while the rules, which are of plugins, are asked."""
         self._rules = tuple(rules)
+        self._keeps = tuple(one.keeps for one in self._rules)
         self._inside = inside
         self._known: set[str] = set()
         self._replaced: dict[tuple[str, ...], _Replaced] = {}
@@ -250,19 +251,24 @@ class Glance:
         """Whether all rules leave all ``texts`` as they are."""
         if len(texts) > MAX_UNKNOWN:
             return False
-        before, self._inside.agent = self._inside.agent, True
+        known, inside = self._known, self._inside
+        before, inside.agent = inside.agent, True
         try:
             for text in texts:
-                if len(text) > MAX_TEXT or not all(rules.keeps(text) for rules in self._rules):
+                size = len(text)
+                if size > MAX_TEXT:
                     return False
-                if len(text) <= _REMEMBERED_TEXT:
-                    if len(self._known) >= _REMEMBERED:
-                        self._known.clear()
-                    self._known.add(text)
+                for keeps in self._keeps:
+                    if not keeps(text):
+                        return False
+                if size <= _REMEMBERED_TEXT:
+                    if len(known) >= _REMEMBERED:
+                        known.clear()
+                    known.add(text)
         except (Exception, SystemExit):  # noqa: BLE001 - of a plugin; the long way reports it
             return False
         finally:
-            self._inside.agent = before
+            inside.agent = before
         return True
 
 

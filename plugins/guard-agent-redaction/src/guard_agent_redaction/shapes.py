@@ -45,6 +45,14 @@ _CARD = re.compile(
 # tenth of the time of the expression, and counting digits spares it for all shorter numbers.
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _SHORTEST_CARD = 13
+# Small letters, digits as zeros, and "=" for all signs that stand in pairs, addresses, JSON and
+# encoded texts, and for what is not ASCII.
+_ALIKE = bytes(
+    ord("=") if chr(code) in "=:%@\"'\\<[{" or code > 127
+    else ord("0") if chr(code).isdigit()
+    else ord(chr(code).lower())
+    for code in range(256)
+)  # fmt: skip
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 # What follows the word in prose: "invalid bearer token", not a credential.
@@ -62,30 +70,26 @@ def is_plain(text: str) -> bool:
     """
     Whether a text has none of what every expression of this package needs.
 
-    True for most texts, after a third of the time of a full look; a False says nothing.
+    True for most texts, after a fifth of the time of a full look; a False says nothing.
     """
+    alike = text.encode("utf-8", "surrogatepass").translate(_ALIKE).decode("ascii")
     if (
-        "=" in text
-        or ":" in text
-        or "%" in text
-        or "@" in text
-        or '"' in text
-        or "'" in text
-        or "\\" in text
-        or "<" in text
-        or "[" in text
-        or "{" in text
-        or "eyJ" in text
-        or "-----BEGIN" in text
-        or "IA" in text
-        or not text.isascii()
-        or _may_hold_vendor_token(text)
+        "=" in alike
+        or "bearer" in alike
+        or "basic" in alike
+        or "eyj" in alike
+        or "-----begin" in alike
+        or "akia" in alike
+        or "asia" in alike
+        or ("_" in alike and ("gh" in alike or "git" in alike or "k_" in alike))
+        or "xox" in alike
+        or "glpat-" in alike
+        or "aiza" in alike
     ):
         return False
-    lowered = text.lower()
-    if "bearer" in lowered or "basic" in lowered:
-        return False
-    return not _may_hold_card(text) or _CARD.search(text) is None
+    if "0000" not in alike or alike.count("0") < _SHORTEST_CARD:
+        return True
+    return _CARD.search(text) is None
 
 
 def redact_shapes(text: str) -> str:
