@@ -95,7 +95,7 @@ build: $(STAMP) ## wheels of all distributions, in dist/
 
 .PHONY: bench
 bench: $(STAMP) ## this release beside guard-agent 3.2.4, and what levels and stores cost
-	@$(BIN)/python benchmarks/compare.py
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
 	@$(BIN)/python benchmarks/gzip_level.py
 	@$(BIN)/python benchmarks/stores.py
 	@$(BIN)/python benchmarks/redis_store.py

@@ -1,0 +1,174 @@
+"""From the figures of all runs to one table, as text and as ``RESULTS.md`` with a plot."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from environments import OURS, SIDES
+from rows import ROWS, Row
+
+
+@dataclass
+class Measured:
+    """What came of one measurement."""
+
+    runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The figures of each round, by side."""
+    failed: dict[str, str] = field(default_factory=dict)
+    calibration: list[float] = field(default_factory=list)
+    """Milliseconds of a fixed amount of Python, before each run."""
+
+    def values(self, side: str, figure: str) -> list[float]:
+        """The figure in each round, sorted; ``a+b`` is the sum of two."""
+        names = figure.split("+")
+        runs = [run for run in self.runs.get(side, []) if all(name in run for name in names)]
+        return sorted(sum(float(run[name]) for name in names) for run in runs)
+
+    @property
+    def noise(self) -> float:
+        """How much longer the slowest calibration took than the median, as a share."""
+        if not self.calibration:
+            return 0.0
+        return max(self.calibration) / statistics.median(self.calibration) - 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table, with all there is to print."""
+
+    title: str
+    unit: str
+    peer: str
+    ours: str
+    ratio: float | None
+    target: str
+    verdict: str
+    others: str
+    limit: str
+    noise: str
+
+
+def lines(everything: dict[str, Measured]) -> list[Line]:
+    return [_line(row, everything) for row in ROWS]
+
+
+def _line(row: Row, everything: dict[str, Measured]) -> Line:
+    measured = everything.get(row.measurement, Measured())
+    ours = measured.values(row.ours, row.figure)
+    peer = measured.values(row.peer, row.figure)
+    middle = statistics.median(ours) if ours else None
+    ratio = None
+    if middle is not None and peer and statistics.median(peer):
+        ratio = middle / statistics.median(peer)
+    others = [
+        f"{SIDES[side].title} {_number(statistics.median(found))}"
+        for side in measured.runs
+        if side not in {row.ours, row.peer, "limits"}
+        and not (row.ours != OURS and side == OURS)
+        and not (row.ours == OURS and side == "ours-speed")
+        and (found := measured.values(side, row.figure))
+    ]
+    limit = []
+    if row.limit is not None:
+        limit = everything.get(row.limit[0], Measured()).values("limits", row.limit[1])
+    return Line(
+        title=row.title,
+        unit=row.unit,
+        peer=_spread(peer) or measured.failed.get(row.peer, "") or "not run",
+        ours=_spread(ours) or measured.failed.get(row.ours, "") or "not run",
+        ratio=ratio,
+        target=_target(row),
+        verdict=_verdict(row, middle, ratio),
+        others=", ".join(others),
+        limit=_number(statistics.median(limit)) if limit else "",
+        noise=f"{measured.noise:.0%}" if measured.calibration else "",
+    )
+
+
+def _number(value: float) -> str:
+    size = abs(value)
+    digits = 0 if size >= 100 or value == int(value) else 1 if size >= 10 else 2
+    return f"{value:,.{digits}f}" if size >= 0.01 or not size else f"{value:.4f}"
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    middle = _number(statistics.median(values))
+    low, high = _number(values[0]), _number(values[-1])
+    return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def _target(row: Row) -> str:
+    if row.target is None:
+        return ""
+    after = " x" if row.target.of == "ratio" else f" {row.unit}".rstrip()
+    return f"{row.target.sense} {_number(row.target.value)}{after}"
+
+
+def _verdict(row: Row, middle: float | None, ratio: float | None) -> str:
+    if row.target is None or middle is None:
+        return ""
+    return {True: "holds", False: "misses", None: ""}[row.target.holds(middle, ratio)]
+
+
+def as_text(rows: list[Line], everything: dict[str, Measured]) -> str:
+    """The table for a terminal, of the rows that were run."""
+    heads: tuple[str, ...] = (
+        "row",
+        "3.2.4",
+        "ours",
+        "ratio",
+        "target",
+        "",
+        "limit",
+        "other peers",
+        "noise",
+    )
+    table = [heads]
+    table += [_cells(line) for line in rows if {line.ours, line.peer} != {"not run"}]
+    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+    text = []
+    for number, row in enumerate(table):
+        cells = [
+            cell.ljust(width) if column in {0, 4, 5, 7} else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        text.append("  ".join(cells).rstrip())
+        if not number:
+            text.append("-" * len("  ".join(cells)))
+    times = [one for measured in everything.values() for one in measured.calibration]
+    return "\n".join([*text, "", _noise(times)])
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    return (
+        f"{line.title}, {line.unit}" if line.unit else line.title,
+        line.peer,
+        line.ours,
+        "" if line.ratio is None else f"{line.ratio:.3f}",
+        line.target,
+        line.verdict,
+        line.limit,
+        line.others,
+        line.noise,
+    )
+
+
+def _noise(times: list[float]) -> str:
+    if not times:
+        return ""
+    ordered = sorted(times)
+    middle = statistics.median(ordered)
+    return (
+        f"noise: a fixed amount of Python took {middle:.1f} ms before a run, "
+        f"{ordered[0]:.1f} to {ordered[-1]:.1f} ms, in nine of ten runs at most "
+        f"{ordered[int(len(ordered) * 0.9)] / middle - 1:+.0%}"
+    )
+
+
+def as_json(everything: dict[str, Measured]) -> str:
+    return json.dumps({name: asdict(one) for name, one in everything.items()}, indent=1)
