@@ -177,9 +177,8 @@ def measure(measurement: Measurement, rounds: int, *, quick: bool) -> report.Mea
 def chosen(texts: Sequence[str]) -> list[Measurement]:
     """The measurements of the rows that have one of ``texts`` in their name or title."""
     wanted = {
-        name
+        row.measurement
         for row in ROWS
-        for name in (row.measurement, *([row.limit[0]] if row.limit else []))
         if not texts or any(text in f"{row.measurement} {row.title}" for text in texts)
     }
     return [one for one in MEASUREMENTS if one.name in wanted]

@@ -22,10 +22,8 @@ class Measured:
     """Milliseconds of a fixed amount of Python, before each run."""
 
     def values(self, side: str, figure: str) -> list[float]:
-        """The figure in each round, sorted; ``a+b`` is the sum of two."""
-        names = figure.split("+")
-        runs = [run for run in self.runs.get(side, []) if all(name in run for name in names)]
-        return sorted(sum(float(run[name]) for name in names) for run in runs)
+        """The figure in each round, sorted."""
+        return sorted(float(run[figure]) for run in self.runs.get(side, []) if figure in run)
 
     @property
     def noise(self) -> float:
@@ -71,9 +69,7 @@ def _line(row: Row, everything: dict[str, Measured]) -> Line:
         and not (row.ours == OURS and side == "ours-speed")
         and (found := measured.values(side, row.figure))
     ]
-    limit = []
-    if row.limit is not None:
-        limit = everything.get(row.limit[0], Measured()).values("limits", row.limit[1])
+    limit = measured.values("limits", row.limit or row.figure)
     return Line(
         title=row.title,
         unit=row.unit,

@@ -60,8 +60,8 @@ class Row:
     ours: str = OURS
     """The side that stands for this release."""
     peer: str = PEER
-    limit: tuple[str, str] | None = None
-    """Measurement and figure of the least this can cost; ``a+b`` adds figures."""
+    limit: str = ""
+    """The figure of the limit, where it has another name."""
 
 
 def ratio(value: float) -> Target:
@@ -76,25 +76,109 @@ def at_most(value: float) -> Target:
     return Target("figure", "<=", value)
 
 
-SPEED = "ours-speed"
+SPEED, OTEL, SENTRY, LIMITS = "ours-speed", "otel", "sentry", "limits"
 NO_SPEED = {OURS: {"speed": False}}
 
 MEASUREMENTS = (
-    Measurement("send", "send", 20_000, 2_000),
-    Measurement("build", "build", 20_000, 2_000),
+    Measurement("send", "send", 20_000, 2_000, sides=(OURS, PEER, OTEL, SENTRY, LIMITS)),
+    Measurement("build", "build", 20_000, 2_000, sides=(OURS, PEER, LIMITS)),
     Measurement("full", "full", 20_000, 4_000),
-    Measurement("metric", "send", 20_000, 4_000, options={"kind": "metric"}),
+    Measurement(
+        "metric", "send", 20_000, 4_000, sides=(OURS, PEER, LIMITS), options={"kind": "metric"}
+    ),
     Measurement("sync-1", "sync", 4_000, 1_000, options={"threads": 1}),
     Measurement("sync-4", "sync", 4_000, 1_000, options={"threads": 4}),
     Measurement("sync-8", "sync", 4_000, 1_000, options={"threads": 8}),
+    Measurement(
+        "deliver-gzip",
+        "deliver",
+        20_000,
+        3_000,
+        sides=(OURS, SPEED, PEER, OTEL, SENTRY, LIMITS),
+        by_side={**NO_SPEED, OTEL: {"amount": 5_000}, SENTRY: {"amount": 5_000}},
+        needs="sink",
+    ),
+    Measurement(
+        "deliver-plain",
+        "deliver",
+        20_000,
+        3_000,
+        sides=(OURS, PEER, OTEL, LIMITS),
+        options={"gzip": False},
+        by_side={OTEL: {"amount": 5_000}},
+        needs="sink",
+    ),
+    Measurement(
+        "deliver-encrypted",
+        "deliver",
+        10_000,
+        2_000,
+        options={"encrypted": True},
+        by_side=NO_SPEED,
+        needs="sink",
+    ),
+    Measurement(
+        "deliver-metric",
+        "deliver",
+        20_000,
+        4_000,
+        sides=(OURS, PEER, LIMITS),
+        options={"kind": "metric"},
+        by_side=NO_SPEED,
+        needs="sink",
+    ),
+    Measurement(
+        "deliver-disk",
+        "deliver",
+        10_000,
+        2_000,
+        sides=(OURS,),
+        options={"store": "disk"},
+        by_side=NO_SPEED,
+        needs="sink",
+    ),
+    Measurement("lag-1k", "lag", 1_000, 1_000, sides=(OURS, PEER, OTEL, LIMITS), needs="sink"),
+    Measurement("lag-10k", "lag", 10_000, 5_000, sides=(OURS, PEER, OTEL, LIMITS), needs="sink"),
+    Measurement(
+        "lag-50k",
+        "lag",
+        50_000,
+        20_000,
+        sides=(OURS, PEER, LIMITS),
+        needs="sink",
+        rounds=3,
+    ),
+    Measurement("steady", "steady", 15_000, 7_500, needs="sink", rounds=3),
+    Measurement(
+        "memory-event", "memory", 20_000, 5_000, sides=(OURS, PEER, OTEL, LIMITS), rounds=3
+    ),
+    Measurement(
+        "memory-metric",
+        "memory",
+        40_000,
+        10_000,
+        sides=(OURS, PEER, LIMITS),
+        options={"kind": "metric"},
+        rounds=3,
+    ),
+    Measurement("outage", "outage", 200_000, 20_000, rounds=3),
+    Measurement("defaults", "defaults", 20_000, 10_000, needs="sink", rounds=1, together=True),
     Measurement(
         "import",
         "import",
         1,
         1,
-        sides=(OURS, PEER),
+        sides=(OURS, PEER, OTEL, SENTRY, LIMITS),
         module="imports",
         options={"package": "guard_agent"},
+        by_side={
+            OTEL: {
+                "package": "opentelemetry.sdk._logs.export,"
+                "opentelemetry.exporter.otlp.proto.http._log_exporter"
+            },
+            SENTRY: {"package": "sentry_sdk"},
+            LIMITS: {"package": "pydantic"},
+        },
     ),
     Measurement("start", "start", 1, 1, needs="sink"),
 )
@@ -111,6 +195,69 @@ ROWS = (
     Row("sync face, 1 thread: p99 of a call", "sync-1", "p99", "us", ratio(0.05)),
     Row("sync face, 4 threads: p99 of a call", "sync-4", "p99", "us", ratio(0.05)),
     Row("sync face, 8 threads: p99 of a call", "sync-8", "p99", "us", ratio(0.05)),
+    Row(
+        "end to end, gzip, with the speed extra: CPU of an event",
+        "deliver-gzip",
+        "cpu",
+        "us",
+        ratio(0.12),
+        ours=SPEED,
+    ),
+    Row(
+        "end to end, gzip, without it: CPU of an event",
+        "deliver-gzip",
+        "cpu",
+        "us",
+        ratio(0.25),
+        limit="stdlib",
+    ),
+    Row("end to end, plain: CPU of an event", "deliver-plain", "cpu", "us", ratio(0.1)),
+    Row("end to end, encrypted: CPU of an event", "deliver-encrypted", "cpu", "us", ratio(0.2)),
+    Row("end to end: CPU of a metric", "deliver-metric", "cpu", "us", ratio(0.2)),
+    Row("end to end, store disk: CPU of an event", "deliver-disk", "cpu", "us"),
+    Row(
+        "events delivered by one process, gzip, with the speed extra",
+        "deliver-gzip",
+        "per_second",
+        "/s",
+        at_least(8),
+        ours=SPEED,
+    ),
+    Row(
+        "events delivered by one process, gzip, without it",
+        "deliver-gzip",
+        "per_second",
+        "/s",
+        at_least(8),
+    ),
+    Row(
+        "bytes on the wire, gzip, with the speed extra",
+        "deliver-gzip",
+        "bytes",
+        "B/event",
+        ratio(1.25),
+        ours=SPEED,
+    ),
+    Row("bytes on the wire, gzip, without it", "deliver-gzip", "bytes", "B/event", ratio(1.25)),
+    *(
+        Row(
+            f"lag of the host's loop while {size} events flush: {figure}",
+            f"lag-{size}",
+            figure,
+            "ms",
+            at_most(5) if figure == "max" else None,
+        )
+        for size in ("1k", "10k", "50k")
+        for figure in ("p50", "p99", "max")
+    ),
+    Row("steady 5,000 events/s: lag, p99", "steady", "p99", "ms"),
+    Row("steady 5,000 events/s: lag, max", "steady", "max", "ms", at_most(5)),
+    Row("steady 5,000 events/s: share of a core", "steady", "share", "%", ratio(0.25)),
+    Row("memory of a buffered event", "memory-event", "bytes", "B", ratio(0.45)),
+    Row("memory of a buffered metric", "memory-metric", "bytes", "B", ratio(0.35)),
+    Row("outage, 200,000 events offered: CPU of an event", "outage", "cpu", "us", ratio(0.15)),
+    Row("outage, 200,000 events offered: lag, max", "outage", "max", "ms", at_most(5)),
+    Row("defaults at 500 events/s: lost", "defaults", "lost", "%", at_most(0)),
     Row("import guard_agent: time", "import", "wall", "ms", ratio(0.5)),
     Row("import guard_agent: memory", "import", "memory", "MB", ratio(0.5)),
     Row("import guard_agent: modules", "import", "modules", "", ratio(0.5)),

@@ -7,13 +7,16 @@ guard-agent, this release or 3.2.4: only what both have in common, so both do th
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from sides.common import (
+    Heartbeat,
     Stopwatch,
     collector,
     event_fields,
@@ -21,6 +24,7 @@ from sides.common import (
     main,
     metric_fields,
     quantile,
+    resident,
     settle,
     sink_counts,
 )
@@ -218,12 +222,15 @@ async def deliver(
     kind: str = "event",
     gzip: bool = True,
     encrypted: bool = False,
+    store: str = "memory",
     **_: Any,
 ) -> dict[str, float]:
     """From the first ``send_event`` to the moment the collector has every record."""
     settings: dict[str, Any] = {"compression_enabled": gzip}
     if encrypted:
         settings["project_encryption_key"] = KEY
+    if store != "memory":
+        settings["store"] = store
     agent = guard_agent(configuration(hold=amount + 1001, **settings))
     make = make_events if kind == "event" else make_metrics
     warm = 500
@@ -249,6 +256,132 @@ async def deliver(
     }
 
 
+async def lag(amount: int, **_: Any) -> dict[str, float]:
+    """How late the loop of the application is while ``amount`` events are flushed, milliseconds."""
+    agent = guard_agent(configuration(hold=amount + 1001))
+    warm = 500
+    events = make_events(warm + amount)
+    await agent.start()
+    for event in events[:warm]:
+        await agent.send_event(event)
+    await drain(agent, warm)
+    for event in events[warm:]:
+        await agent.send_event(event)
+    settle()
+    async with Heartbeat() as heart:
+        began = time.perf_counter()
+        await drain(agent, warm + amount)
+        took = time.perf_counter() - began
+    expect_received(warm + amount)
+    return {**heart.lag(), "seconds": took}
+
+
+async def steady(amount: int, per_second: int = 5000, **_: Any) -> dict[str, float]:
+    """
+    ``amount`` events at an even rate, sent every second: lag in milliseconds, and what it costs.
+
+    ``share`` is the part of one core in percent, without what the pace itself takes.
+    """
+    agent = guard_agent(configuration(hold=4 * per_second, flush_interval=1))
+    events = make_events(amount)
+    await agent.start()
+    group = per_second // 500
+    bare, _unused = await pace(events[: len(events) // 4], group, Idle())
+    settle()
+    async with Heartbeat() as heart:
+        busy, _unused = await pace(events, group, agent)
+        late = heart.lag()
+    await drain(agent, amount)
+    expect_received(amount)
+    return {**late, "share": (busy - bare) * 100}
+
+
+class Idle:
+    """Stands where an agent would, and does nothing."""
+
+    async def send_event(self, event: Any) -> None:
+        pass
+
+
+async def pace(events: list[Any], group: int, agent: Any) -> tuple[float, float]:
+    """
+    Send ``group`` events every two milliseconds.
+
+    Returns:
+        The share of one core that took, and the seconds.
+    """
+    cpu, began = time.process_time(), time.perf_counter()
+    for number in range(0, len(events), group):
+        for event in events[number : number + group]:
+            await agent.send_event(event)
+        due = began + (number + group) / group * 0.002
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    seconds = time.perf_counter() - began
+    return (time.process_time() - cpu) / seconds, seconds
+
+
+async def outage(amount: int, **_: Any) -> dict[str, float]:
+    """
+    The collector is away and ``amount`` events are offered as fast as they go.
+
+    CPU time of the whole process for each, without what the loop itself takes; lag, milliseconds.
+    """
+    events = make_events(5000)
+    agent = guard_agent(configuration(hold=10_000, flush_interval=1))
+    await agent.start()
+    await flood(events, 5000, agent)
+    settle()
+    async with Heartbeat() as heart:
+        bare = await flood(events, amount // 10, Idle())
+        busy = await flood(events, amount, agent)
+    return {**heart.lag(), "cpu": busy["cpu"] - bare["cpu"], "wall": busy["wall"]}
+
+
+async def flood(events: list[Any], amount: int, agent: Any) -> dict[str, float]:
+    watch = Stopwatch()
+    for number in range(amount):
+        await agent.send_event(events[number % len(events)])
+        if not number % 10:
+            await asyncio.sleep(0)
+    return watch.read(amount)
+
+
+async def memory(amount: int, kind: str = "event", **_: Any) -> dict[str, float]:
+    """Bytes of this process for each record that waits for a collector which is away."""
+    agent = guard_agent(configuration(hold=2 * amount))
+    await agent.start()
+    make = make_events if kind == "event" else make_metrics
+    take = agent.send_event if kind == "event" else agent.send_metric
+
+    async def add(first: int, count: int) -> None:
+        for number in range(first, first + count, 100):
+            for record in make(100, number):
+                await take(record)
+            await asyncio.sleep(0)
+
+    async def calm() -> int:
+        gc.collect()
+        await asyncio.sleep(0.5)  # what the agent does behind the caller is done
+        gc.collect()
+        return resident()
+
+    await add(0, 2000)
+    before = await calm()
+    await add(2000, amount)
+    return {"bytes": (await calm() - before) / amount}
+
+
+async def defaults(amount: int, per_second: int = 500, **_: Any) -> dict[str, float]:
+    """The share of ``amount`` events, in percent, that never arrive; nothing is configured."""
+    agent = guard_agent(AgentConfig(api_key="benchmark-key", endpoint=collector()))
+    await agent.start()
+    events = make_events(amount)
+    await pace(events, per_second // 500, agent)
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(agent.stop(), 10)
+    return {"lost": 100 - sink_counts()["received"] / amount * 100}
+
+
 MEASURES: dict[str, Callable[..., Any]] = {
     "send": send,
     "build": build,
@@ -256,6 +389,11 @@ MEASURES: dict[str, Callable[..., Any]] = {
     "sync": sync,
     "start": start,
     "deliver": deliver,
+    "lag": lag,
+    "steady": steady,
+    "outage": outage,
+    "memory": memory,
+    "defaults": defaults,
 }
 
 if __name__ == "__main__":
