@@ -97,7 +97,8 @@ SIDES = {
         ),
         Side(
             _AGENT_REDIS_64,
-            "3.2.4, redis-py 6.4",
+            "3.2.4 with redis-py 6.4",
+            "agent",
             # With a newer client it leaves nearly all of a burst out and cannot be compared.
             requirements=("guard-agent==3.2.4", "redis==6.4.0", "guard-core==4.4.0"),
             shown=("guard-agent", "redis"),

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from environments import OURS, SIDES
+from environments import OURS, PEER, PEER_REDIS, SIDES
 from rows import ROWS, Row
 
 
@@ -47,6 +47,7 @@ class Line:
     others: str
     limit: str
     noise: str
+    ran: bool
 
 
 def lines(everything: dict[str, Measured]) -> list[Line]:
@@ -64,7 +65,7 @@ def _line(row: Row, everything: dict[str, Measured]) -> Line:
     others = [
         f"{SIDES[side].title} {_number(statistics.median(found))}"
         for side in measured.runs
-        if side not in {row.ours, row.peer, "limits"}
+        if side not in {row.ours, row.peer, PEER, PEER_REDIS, "limits"}
         and not (row.ours != OURS and side == OURS)
         and not (row.ours == OURS and side == "ours-speed")
         and (found := measured.values(side, row.figure))
@@ -73,15 +74,20 @@ def _line(row: Row, everything: dict[str, Measured]) -> Line:
     return Line(
         title=row.title,
         unit=row.unit,
-        peer=_spread(peer) or measured.failed.get(row.peer, "") or "not run",
-        ours=_spread(ours) or measured.failed.get(row.ours, "") or "not run",
+        peer=_spread(peer) or _absent(measured, row.peer),
+        ours=_spread(ours) or _absent(measured, row.ours),
         ratio=ratio,
         target=_target(row),
         verdict=_verdict(row, middle, ratio),
         others=", ".join(others),
         limit=_number(statistics.median(limit)) if limit else "",
         noise=f"{measured.noise:.0%}" if measured.calibration else "",
+        ran=bool(measured.calibration),
     )
+
+
+def _absent(measured: Measured, side: str) -> str:
+    return "failed" if side in measured.failed else "not run"
 
 
 def _number(value: float) -> str:
@@ -125,7 +131,7 @@ def as_text(rows: list[Line], everything: dict[str, Measured]) -> str:
         "noise",
     )
     table = [heads]
-    table += [_cells(line) for line in rows if {line.ours, line.peer} != {"not run"}]
+    table += [_cells(line) for line in rows if line.ran]
     widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
     text = []
     for number, row in enumerate(table):

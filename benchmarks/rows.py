@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from environments import OURS, PEER
+from environments import OURS, PEER, PEER_REDIS
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,10 @@ MEASUREMENTS = (
         rounds=3,
     ),
     Measurement("outage", "outage", 200_000, 20_000, rounds=3),
+    Measurement(
+        "redis-burst", "stored", 3_000, 3_000, sides=(OURS, PEER_REDIS, PEER, LIMITS), needs="redis"
+    ),
+    Measurement("redis-trickle", "trickled", 500, 200, sides=(OURS, PEER_REDIS), needs="redis"),
     Measurement("defaults", "defaults", 20_000, 10_000, needs="sink", rounds=1, together=True),
     Measurement(
         "import",
@@ -257,6 +261,33 @@ ROWS = (
     Row("memory of a buffered metric", "memory-metric", "bytes", "B", ratio(0.35)),
     Row("outage, 200,000 events offered: CPU of an event", "outage", "cpu", "us", ratio(0.15)),
     Row("outage, 200,000 events offered: lag, max", "outage", "max", "ms", at_most(5)),
+    Row("Redis, burst: CPU of an event", "redis-burst", "cpu", "us", ratio(0.15), peer=PEER_REDIS),
+    Row(
+        "Redis, burst: commands for an event",
+        "redis-burst",
+        "commands",
+        "",
+        at_most(0.05),
+        peer=PEER_REDIS,
+    ),
+    Row(
+        "Redis: not stored of a burst of 3,000",
+        "redis-burst",
+        "unstored",
+        "",
+        at_most(0),
+        peer=PEER_REDIS,
+    ),
+    Row("the same, with redis-py 8.1 for 3.2.4", "redis-burst", "unstored", "", at_most(0)),
+    Row(
+        "Redis, trickle: CPU of an event",
+        "redis-trickle",
+        "cpu",
+        "us",
+        ratio(0.5),
+        peer=PEER_REDIS,
+    ),
+    Row("Redis, trickle: commands for an event", "redis-trickle", "commands", "", peer=PEER_REDIS),
     Row("defaults at 500 events/s: lost", "defaults", "lost", "%", at_most(0)),
     Row("import guard_agent: time", "import", "wall", "ms", ratio(0.5)),
     Row("import guard_agent: memory", "import", "memory", "MB", ratio(0.5)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import sys
 import threading
 import time
@@ -193,26 +194,33 @@ async def start(_amount: int, **_: Any) -> dict[str, float]:
 # --- end to end -----------------------------------------------------------------------------------
 
 
-async def delivered(agent: Any) -> int:
-    """How many records the agent knows to be with the collector."""
+def delivered(agent: Any) -> int:
+    """How many records the agent knows to be with the collector; asks neither store nor thread."""
     if not THIS_RELEASE:
         return int(agent.events_sent + agent.metrics_sent)
-    status = await agent.get_status()
-    return sum(int(books["delivered"]) for books in status.destinations.values())
+    stats = agent.get_stats()
+    return int(stats["events_sent"] + stats["metrics_sent"])
+
+
+def is_drained(agent: Any, count: int) -> bool:
+    if THIS_RELEASE and agent.config.rollup:  # fewer are sent than were taken
+        waiting = agent.get_stats()["buffer_stats"]
+        return not waiting["waiting"] and not waiting["current_size"]
+    return delivered(agent) >= count
 
 
 async def drain(agent: Any, count: int) -> None:
     """
-    Flush until ``count`` records are with the collector.
+    Flush until the collector has all of ``count`` records.
 
     Raises:
-        SystemExit: they are not within a minute.
+        SystemExit: it has not within a minute.
     """
     deadline = time.monotonic() + 60
     await agent.flush_buffer()
-    while (done := await delivered(agent)) < count:
+    while not is_drained(agent, count):
         if time.monotonic() > deadline:
-            raise SystemExit(f"{done} of {count} records were delivered within a minute")
+            raise SystemExit(f"{delivered(agent)} of {count} were delivered within a minute")
         await asyncio.sleep(0.002)
         await agent.flush_buffer()
 
@@ -247,7 +255,11 @@ async def deliver(
         await take(record)
     await drain(agent, warm + amount)
     result = watch.read(amount)
-    after = sink_counts() if encrypted else expect_received(warm + amount)
+    if encrypted:
+        after = sink_counts()
+    else:
+        # Metrics may be merged on their way, events that differ may not.
+        after = expect_received(delivered(agent) if kind == "metric" else warm + amount)
     return {
         **result,
         "per_second": 1e6 / result["wall"],
@@ -382,6 +394,119 @@ async def defaults(amount: int, per_second: int = 500, **_: Any) -> dict[str, fl
     return {"lost": 100 - sink_counts()["received"] / amount * 100}
 
 
+# --- Redis ----------------------------------------------------------------------------------------
+
+
+class Commands:
+    """Commands the server has run, those inside scripts as well, but for the ones that look."""
+
+    _LOOKING = ("config", "info", "client", "hello", "ping", "auth", "select", "command")
+
+    def __init__(self, url: str) -> None:
+        import redis  # noqa: PLC0415 - only these rows need it
+
+        self._client: Any = redis.Redis.from_url(url)
+
+    def reset(self) -> None:
+        self._client.config_resetstat()
+
+    def count(self) -> int:
+        rows = self._client.info("commandstats").items()
+        return sum(
+            row["calls"]
+            for name, row in rows
+            if name.removeprefix("cmdstat_").partition("|")[0] not in self._LOOKING
+        )
+
+
+async def agent_on_redis(url: str, hold: int) -> Any:
+    if THIS_RELEASE:
+        settings: dict[str, Any] = {"store": "redis"}
+        settings["plugins"] = {"redis": {"url": url, "max_records": hold}}
+        agent = guard_agent(configuration(hold=hold, **settings))
+    else:
+        from guard_core.handlers.redis_handler import RedisManager  # noqa: PLC0415
+        from guard_core.models import SecurityConfig  # noqa: PLC0415
+
+        manager: Any = RedisManager(SecurityConfig(enable_redis=True, redis_url=url))
+        await manager.initialize()
+        agent = guard_agent(configuration(hold=hold))
+        await agent.initialize_redis(manager)
+    await agent.start()
+    return agent
+
+
+async def in_redis(agent: Any, sent: int) -> int:
+    """Waits until the agent has stored what it will store; how many of ``sent`` that is."""
+    if THIS_RELEASE:
+        if not await agent.flush_to_store():
+            raise SystemExit("the store does not outlive the process")
+        status = await agent.get_status()
+        if status.level != "journal":
+            raise SystemExit(f"records were at the level {status.level}, not in Redis")
+        return sum(int(books["pending"]) for books in status.destinations.values())
+    while agent.buffer._inflight_persist_tasks:  # noqa: SLF001 - it has no public way to wait
+        await asyncio.gather(*agent.buffer._inflight_persist_tasks)  # noqa: SLF001
+    return min(sent, len(agent.buffer._event_redis_keys))  # noqa: SLF001
+
+
+async def stored(amount: int, **_: Any) -> dict[str, float]:
+    """
+    A burst of ``amount`` events, stored in Redis, delivered over HTTP and acknowledged.
+
+    Where not all of the burst is stored, there is nothing to compare the cost with.
+    """
+    url = os.environ["REDIS"]
+    commands = Commands(url)
+    agent = await agent_on_redis(url, 10 * amount)
+    warm = 100
+    events = make_events(amount + warm)
+    for event in events[:warm]:
+        await agent.send_event(event)
+    await in_redis(agent, warm)
+    await drain(agent, warm)
+    commands.reset()
+    settle()
+    watch = Stopwatch()
+    for event in events[warm:]:
+        await agent.send_event(event)
+    unstored = amount - await in_redis(agent, amount)
+    await drain(agent, warm + amount)
+    cost = watch.read(amount)
+    used = commands.count() / amount
+    expect_received(warm + amount)
+    return {"unstored": unstored} if unstored else {**cost, "commands": used, "unstored": 0}
+
+
+async def trickled(amount: int, **_: Any) -> dict[str, float]:
+    """The same for 250 events a second, sent every hundred; without what the pace itself takes."""
+    url, rate = os.environ["REDIS"], 0.004
+    commands = Commands(url)
+    agent = await agent_on_redis(url, 10 * amount)
+    warm = 100
+    events = make_events(amount + warm)
+    for event in events[:warm]:
+        await agent.send_event(event)
+    await in_redis(agent, warm)
+    await drain(agent, warm)
+    settle()
+    watch = Stopwatch()
+    for _event in events[warm:]:
+        await asyncio.sleep(rate)
+    bare = watch.read(amount)["cpu"]
+    commands.reset()
+    watch = Stopwatch()
+    for number, event in enumerate(events[warm:], 1):
+        await agent.send_event(event)
+        await asyncio.sleep(rate)
+        if number % 100 == 0 or number == amount:
+            await drain(agent, warm + number)
+    cost = watch.read(amount)
+    used = commands.count() / amount
+    expect_received(warm + amount)
+    return {"cpu": cost["cpu"] - bare, "commands": used}
+
+
 MEASURES: dict[str, Callable[..., Any]] = {
     "send": send,
     "build": build,
@@ -394,6 +519,8 @@ MEASURES: dict[str, Callable[..., Any]] = {
     "outage": outage,
     "memory": memory,
     "defaults": defaults,
+    "stored": stored,
+    "trickled": trickled,
 }
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def event_fields(number: int) -> dict[str, Any]:
     """
     source = random.Random(number)
     address = f"203.0.{source.randrange(100)}.{source.randrange(1, 255)}"
-    page = f"/api/v1/items/{source.randrange(10_000)}"
+    page = f"/api/v1/items/{number}"
     return {
         "idempotency_key": UUID(int=source.getrandbits(128), version=4),
         "timestamp": _START + timedelta(microseconds=number * 1003),

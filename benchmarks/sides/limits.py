@@ -67,6 +67,7 @@ def deliver(amount: int, kind: str = "event", gzip: bool = True, **_: Any) -> di
     place = urlsplit(collector())
     settle()
     results = []
+    sent = 0
     with socket.create_connection((place.hostname or "", place.port or 0)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         before = sink_counts()
