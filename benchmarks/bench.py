@@ -1,7 +1,7 @@
 """
 This project beside guard-agent 3.2.4, OpenTelemetry, Sentry and the limits of the machine.
 
-    make bench                                  # everything
+    make bench                                  # everything, writes RESULTS.md and RESULTS.svg
     make bench ARGS="--quick"                   # smaller amounts, prints only
     make bench ARGS="--only send --only sync"   # the rows whose name has one of these texts in it
 
@@ -169,7 +169,7 @@ def measure(measurement: Measurement, rounds: int, *, quick: bool) -> report.Mea
                 for side, found in zip(group, run(measurement, group, quick=quick), strict=True):
                     measured.runs.setdefault(side, []).append(found)
             except MeasurementError as error:
-                print(f"{measurement.name}: {error}", file=sys.stderr, flush=True)
+                print(f"\n{measurement.name}: {error}", file=sys.stderr, flush=True)
                 measured.failed.update(dict.fromkeys(group, str(error).partition("\n")[0]))
     return measured
 
@@ -188,12 +188,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, with --quick 2")
+    parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, with --quick 1")
     parser.add_argument("--only", action="append", default=[], metavar="ROW")
     parser.add_argument("--side", action="append", default=[], choices=sorted(SIDES))
     parser.add_argument("--quick", action="store_true", help="smaller amounts")
     parser.add_argument("--amount", type=int, help="this many of everything")
     parser.add_argument("--json", type=Path, help="write all figures of all runs there")
+    parser.add_argument(
+        "--results", type=Path, help="folder for RESULTS.md; without it only a full run writes one"
+    )
     return parser.parse_args(arguments)
 
 
@@ -205,20 +208,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no row has {', '.join(options.only)} in its name; there are {names}")
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    rounds = options.rounds or (2 if options.quick else ROUNDS)
+    rounds = options.rounds or (1 if options.quick else ROUNDS)
     began = time.monotonic()
     everything: dict[str, report.Measured] = {}
     for number, measurement in enumerate(measurements, 1):
         one = narrowed(measurement, options.side, options.amount)
         if not one.sides:
             continue
-        print(f"{number}/{len(measurements)} {one.name}", file=sys.stderr, flush=True)
+        print(f"{number}/{len(measurements)} {one.name}", end="", file=sys.stderr, flush=True)
+        before = time.monotonic()
         everything[one.name] = measure(one, rounds, quick=options.quick)
+        print(f" {time.monotonic() - before:.1f} s", file=sys.stderr, flush=True)
     lines = report.lines(everything)
     print(report.as_text(lines, everything))
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
     FOLDER.mkdir(exist_ok=True)
     (options.json or FOLDER / "last.json").write_text(report.as_json(everything))
+    complete = not (options.only or options.quick or options.side or options.amount)
+    folder = options.results or (HERE if complete else None)
+    if folder is not None:
+        report.write(folder, lines, everything, rounds)
     return 0
 
 

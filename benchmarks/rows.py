@@ -149,6 +149,7 @@ MEASUREMENTS = (
         rounds=3,
     ),
     Measurement("steady", "steady", 15_000, 7_500, needs="sink", rounds=3),
+    Measurement("app", "app", 1_000, 300, module="web", needs="sink", rounds=3),
     Measurement(
         "memory-event", "memory", 20_000, 5_000, sides=(OURS, PEER, OTEL, LIMITS), rounds=3
     ),
@@ -257,6 +258,12 @@ ROWS = (
     Row("steady 5,000 events/s: lag, p99", "steady", "p99", "ms"),
     Row("steady 5,000 events/s: lag, max", "steady", "max", "ms", at_most(5)),
     Row("steady 5,000 events/s: share of a core", "steady", "share", "%", ratio(0.25)),
+    Row("guarded app, clean request: CPU of the agent", "app", "clean", "us", ratio(0.25)),
+    Row("guarded app, blocked request: CPU of the agent", "app", "blocked", "us", ratio(0.25)),
+    Row("guarded app, clean: p99, agent on to off", "app", "p99_clean", "x", at_most(1.2)),
+    Row("guarded app, blocked: p99, agent on to off", "app", "p99_blocked", "x", at_most(1.2)),
+    Row("guarded app, clean: with the agent", "app", "per_second_clean", "requests/s"),
+    Row("guarded app, clean: without an agent", "app", "per_second_off_clean", "requests/s"),
     Row("memory of a buffered event", "memory-event", "bytes", "B", ratio(0.45)),
     Row("memory of a buffered metric", "memory-metric", "bytes", "B", ratio(0.35)),
     Row("outage, 200,000 events offered: CPU of an event", "outage", "cpu", "us", ratio(0.15)),
