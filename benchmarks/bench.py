@@ -222,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = report.lines(everything)
     print(report.as_text(lines, everything))
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
-    FOLDER.mkdir(exist_ok=True)
+    if options.json is None:
+        FOLDER.mkdir(exist_ok=True)
     (options.json or FOLDER / "last.json").write_text(report.as_json(everything))
     complete = not (options.only or options.quick or options.side or options.amount)
     folder = options.results or (HERE if complete else None)

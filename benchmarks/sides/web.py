@@ -14,18 +14,17 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
-from sides.client import ask
-from sides.common import collector, main, sink_counts
+from sides.client import Client, crowd
+from sides.common import collector, main, quantile, sink_counts
 
 logging.disable(logging.CRITICAL)
 
 CLEAN, HOSTILE = "Mozilla/5.0 (X11; Linux x86_64)", "sqlmap/1.8"
 MODES = ("off", "nothing", "on")
 CONNECTIONS = 4
-TURNS = 10
+TURNS = 5
 FLUSHED = 1.5
 """Seconds after which what was taken has been sent: the agent does it every second."""
 
@@ -138,13 +137,21 @@ class Served:
         self._process.communicate()
 
 
+def ask_in_turns(clients: dict[str, Client], amount: int) -> None:
+    """``amount`` requests of each, a few at a time."""
+    for first in range(0, amount, 10):
+        for client in clients.values():
+            for number in range(first, min(first + 10, amount)):
+                client.ask(number)
+
+
 def app(amount: int, **_: Any) -> dict[str, float]:
     """
     What the agent adds.
 
     ``clean`` and ``blocked`` are microseconds of CPU time of a request above the handler that does
-    nothing; the three are asked in turns, so that what slows the machine slows all. ``p99_*`` are
-    ratios of the time a client waits, agent on to off, each asked for by itself.
+    nothing. ``p99_*`` are ratios of the time a client waits, agent on to off, with several clients
+    at once. The servers are asked in turns, so that what slows the machine slows all of them.
     """
     result = {}
     with ExitStack() as stack:
@@ -153,22 +160,28 @@ def app(amount: int, **_: Any) -> dict[str, float]:
             served[mode] = Served(mode)
             stack.callback(served[mode].close)
         for kind, status, user_agent in (("clean", 200, CLEAN), ("blocked", 403, HOSTILE)):
-            question = partial(ask, user_agent=user_agent, status=status, connections=CONNECTIONS)
-            for mode in MODES:
-                question(max(amount // 5, 100), port=served[mode].port)
+            clients = {mode: Client(one.port, user_agent, status) for mode, one in served.items()}
+            ask_in_turns(clients, max(amount // 5, 100))
             before = {mode: one.cpu() for mode, one in served.items()}
-            for _turn in range(TURNS):
-                for one in served.values():
-                    question(amount // TURNS, port=one.port)
+            ask_in_turns(clients, amount)
             time.sleep(FLUSHED)
-            asked = amount // TURNS * TURNS
-            cpu = {mode: (one.cpu() - before[mode]) / asked * 1e6 for mode, one in served.items()}
-            seen = {mode: question(amount, port=served[mode].port) for mode in ("off", "on")}
+            cpu = {mode: (one.cpu() - before[mode]) / amount * 1e6 for mode, one in served.items()}
+            for client in clients.values():
+                client.close()
+            seen: dict[str, list[float]] = {"off": [], "on": []}
+            seconds = dict.fromkeys(seen, 0.0)
+            for _turn in range(TURNS):
+                for mode, all_of_it in seen.items():
+                    port = served[mode].port
+                    took, lasted = crowd(amount // TURNS, CONNECTIONS, port, user_agent, status)
+                    all_of_it.extend(took)
+                    seconds[mode] += lasted
+            p99 = {mode: quantile(sorted(took), 0.99) for mode, took in seen.items()}
             result[kind] = cpu["on"] - cpu["nothing"]
             result[f"cpu_{kind}"] = cpu["nothing"]
-            result[f"p99_{kind}"] = seen["on"]["p99"] / seen["off"]["p99"]
-            result[f"per_second_{kind}"] = seen["on"]["per_second"]
-            result[f"per_second_off_{kind}"] = seen["off"]["per_second"]
+            result[f"p99_{kind}"] = p99["on"] / p99["off"]
+            result[f"per_second_{kind}"] = len(seen["on"]) / seconds["on"]
+            result[f"per_second_off_{kind}"] = len(seen["off"]) / seconds["off"]
         if not sink_counts()["received"]:
             raise SystemExit("the agent sent nothing")
     return result
