@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import report
-from environments import FOLDER, SIDES
+from environments import FOLDER, OURS, PEER, PEER_REDIS, SIDES, SPEED
 from rows import MEASUREMENTS, ROWS, Measurement
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 TIME_LIMIT = 180.0
 """Seconds one process may take."""
 ROUNDS = 5
+ROUNDS_OF_OTHERS = 3
+"""Of what no target is about."""
 
 
 class MeasurementError(Exception):
@@ -159,16 +161,19 @@ def measure(measurement: Measurement, rounds: int, *, quick: bool) -> report.Mea
     """All rounds of one measurement; what fails is noted, and leaves the other sides alone."""
     measured = report.Measured()
     groups = [measurement.sides] if measurement.together else [(s,) for s in measurement.sides]
-    for number in range(min(rounds, measurement.rounds)):
+    rounds = min(rounds, measurement.rounds)
+    for number in range(rounds):
         # Turned around each time, so that none always has the warmer machine.
         for group in groups if number % 2 == 0 else reversed(groups):
             if any(side in measured.failed for side in group):
+                continue
+            if number >= ROUNDS_OF_OTHERS and not {OURS, SPEED, PEER, PEER_REDIS} & set(group):
                 continue
             measured.calibration.append(calibrate())
             try:
                 for side, found in zip(group, run(measurement, group, quick=quick), strict=True):
                     measured.runs.setdefault(side, []).append(found)
-            except MeasurementError as error:
+            except (MeasurementError, subprocess.CalledProcessError) as error:
                 print(f"\n{measurement.name}: {error}", file=sys.stderr, flush=True)
                 measured.failed.update(dict.fromkeys(group, str(error).partition("\n")[0]))
     return measured

@@ -114,6 +114,7 @@ SIDES = {
         Side("limits", "limit", "limits", added=("isal",), shown=("orjson", "isal")),
     )
 }
-OURS, PEER, PEER_REDIS = "ours", "3.2.4", _AGENT_REDIS_64
+OURS, SPEED, PEER, PEER_REDIS = "ours", "ours-speed", "3.2.4", _AGENT_REDIS_64
+OTEL, SENTRY, LIMITS = "otel", "sentry", "limits"
 PLOT = ("plot", "matplotlib")
 """Name and requirements of the environment that draws."""

@@ -19,6 +19,8 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 HOLDS, MISSES, TARGET, TEXT = "#2a7f62", "#c8553d", "#222222", "#333333"
+LEFT = 0.005
+"""Where the axis begins."""
 
 
 def draw(bars: list[dict[str, float | str | bool]], place: Path) -> None:
@@ -28,7 +30,7 @@ def draw(bars: list[dict[str, float | str | bool]], place: Path) -> None:
     rows = range(len(bars))
     axes.barh(
         rows,
-        [bar["ratio"] for bar in bars],
+        [max(float(bar["ratio"]), LEFT) for bar in bars],
         left=0,
         height=0.62,
         color=[HOLDS if bar["holds"] else MISSES for bar in bars],
@@ -37,7 +39,7 @@ def draw(bars: list[dict[str, float | str | bool]], place: Path) -> None:
         axes.plot([bar["target"]] * 2, [row - 0.4, row + 0.4], color=TARGET, linewidth=1.4)
         axes.annotate(
             f"{bar['ratio']:.2g}",
-            (max(float(bar["ratio"]), 0.01), row),
+            (max(float(bar["ratio"]), LEFT), row),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
@@ -45,7 +47,7 @@ def draw(bars: list[dict[str, float | str | bool]], place: Path) -> None:
         )
     axes.axvline(1, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
-    axes.set_xlim(0.005, max(20.0, 2 * max(float(bar["ratio"]) for bar in bars)))
+    axes.set_xlim(LEFT, max(20.0, 2 * max(float(bar["ratio"]) for bar in bars)))
     axes.set_yticks(list(rows), [str(bar["title"]) for bar in bars])
     axes.invert_yaxis()
     axes.set_xlabel("ratio to guard-agent 3.2.4; the dark line is the target")

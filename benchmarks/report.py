@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from environments import OURS, PEER, PEER_REDIS, PLOT, SIDES, Side, environment
+from environments import LIMITS, OTEL, PLOT, SENTRY, SIDES, Side, environment
 from rows import ROWS, Row
 
 
@@ -67,17 +67,15 @@ def _line(row: Row, everything: dict[str, Measured]) -> Line:
     peer = measured.values(row.peer, row.figure)
     middle = statistics.median(ours) if ours else None
     ratio = None
-    if middle is not None and peer and statistics.median(peer):
-        ratio = middle / statistics.median(peer)
+    if middle is not None and peer and statistics.median(peer) > 0:
+        # A difference of two costs may be below zero in the noise.
+        ratio = max(middle, 0.0) / statistics.median(peer)
     others = [
         f"{SIDES[side].title} {_number(statistics.median(found))}"
         for side in measured.runs
-        if side not in {row.ours, row.peer, PEER, PEER_REDIS, "limits"}
-        and not (row.ours != OURS and side == OURS)
-        and not (row.ours == OURS and side == "ours-speed")
-        and (found := measured.values(side, row.figure))
+        if side in {OTEL, SENTRY} and (found := measured.values(side, row.figure))
     ]
-    limit = measured.values("limits", row.limit or row.figure)
+    limit = measured.values(LIMITS, row.limit or row.figure)
     return Line(
         title=row.title,
         unit=row.unit,

@@ -336,17 +336,20 @@ async def outage(amount: int, **_: Any) -> dict[str, float]:
     """
     The collector is away and ``amount`` events are offered as fast as they go.
 
-    CPU time of the whole process for each, without what the loop itself takes; lag, milliseconds.
+    CPU time of the whole process for each, without what the loop itself takes; lag, milliseconds;
+    ``growth`` of the process, megabytes. It has room for 10,000.
     """
     events = make_events(5000)
     agent = guard_agent(configuration(hold=10_000, flush_interval=1))
     await agent.start()
-    await flood(events, 5000, agent)
     settle()
+    before = resident()
+    await flood(events, 5000, agent)
     async with Heartbeat() as heart:
         bare = await flood(events, amount // 10, Idle())
         busy = await flood(events, amount, agent)
-    return {**heart.lag(), "cpu": busy["cpu"] - bare["cpu"], "wall": busy["wall"]}
+    growth = (resident() - before) / 1e6
+    return {**heart.lag(), "cpu": busy["cpu"] - bare["cpu"], "wall": busy["wall"], "growth": growth}
 
 
 async def flood(events: list[Any], amount: int, agent: Any) -> dict[str, float]:

@@ -134,7 +134,7 @@ def memory(amount: int, kind: str = "event", **_: Any) -> dict[str, float]:
 
 
 def stored(amount: int, **_: Any) -> dict[str, float]:
-    """XADD of every event in pipelines of a thousand, and XDEL of all of them."""
+    """XADD of every event in pipelines of a thousand, and one DEL for all of them."""
     import redis  # noqa: PLC0415 - only this row needs it
 
     client: Any = redis.Redis.from_url(os.environ["REDIS"])
@@ -148,7 +148,7 @@ def stored(amount: int, **_: Any) -> dict[str, float]:
             pipeline.xadd("bench", {b"d": payload})
         pipeline.execute()
     client.delete("bench")
-    return {**watch.read(amount), "commands": 1 + 1 / amount, "unstored": 0}
+    return watch.read(amount)
 
 
 if __name__ == "__main__":
