@@ -285,7 +285,13 @@ ROWS = (
         at_most(0),
         peer=PEER_REDIS,
     ),
-    Row("the same, with redis-py 8.1 for 3.2.4", "redis-burst", "unstored", "", at_most(0)),
+    Row(
+        "Redis: not stored of a burst of 3,000, 3.2.4 with redis-py 8.1",
+        "redis-burst",
+        "unstored",
+        "",
+        at_most(0),
+    ),
     Row(
         "Redis, trickle: CPU of an event",
         "redis-trickle",
