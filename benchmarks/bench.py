@@ -66,8 +66,10 @@ def child(command: Sequence[str | Path], **settings: Any) -> Iterator[subprocess
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        # What one that ended by itself has started ends with it: its input is closed.
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
