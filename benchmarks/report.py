@@ -209,7 +209,7 @@ _NOTES = """
 3.2.4 may make 100 requests a minute, which cannot be changed, so that it is given buffers that need
 only a few. The rows of a guarded app run under uvicorn, asked from loopback over four connections,
 with penetration detection **off**: it costs many times what an agent does, and would hide it.
-There, CPU is what the agent adds to an app whose handler does nothing.
+There, CPU is what the agent adds to what a handler that does nothing costs in the same process.
 
 """
 

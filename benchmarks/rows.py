@@ -148,7 +148,7 @@ MEASUREMENTS = (
         rounds=3,
     ),
     Measurement("steady", "steady", 15_000, 7_500, needs="sink", rounds=3),
-    Measurement("app", "app", 800, 200, module="web", needs="sink", rounds=3),
+    Measurement("app", "app", 1_000, 200, module="web", needs="sink", rounds=3),
     Measurement(
         "memory-event", "memory", 20_000, 5_000, sides=(OURS, PEER, OTEL, LIMITS), rounds=3
     ),
