@@ -94,12 +94,8 @@ build: $(STAMP) ## wheels of all distributions, in dist/
 	@ls dist
 
 .PHONY: bench
-bench: $(STAMP) ## this release beside guard-agent 3.2.4, and what levels and stores cost
-	@$(BIN)/python benchmarks/compare.py
-	@$(BIN)/python benchmarks/gzip_level.py
-	@$(BIN)/python benchmarks/stores.py
-	@$(BIN)/python benchmarks/redis_store.py
-	@$(BIN)/python benchmarks/durable.py
+bench: $(STAMP) ## what a record costs, beside 3.2.4 and others; writes benchmarks/RESULTS.md
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 .PHONY: sweep
 sweep: $(STAMP) ## kill, restart and fork processes, and count what was lost

@@ -3,8 +3,8 @@ What redaction costs one event, in nanoseconds, and its share of the whole intak
 
     python benchmarks/redaction.py
 
-The event is the one of `worker.py`: 17 fields and eight headers. "same" is an event that was seen
-before, whose texts are all remembered as clean; "new" has a reason that was never seen, as real
+The event is the one of `sides/common.py`: 17 fields and eight headers. "same" is an event that was
+seen before, whose texts are all remembered as clean; "new" has texts that were never seen, as real
 events do. "policies" decides about three fields, "hash_ip" hides addresses.
 """
 
@@ -14,9 +14,9 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from worker import event
+from sides.common import event_fields
 
-from guard_agent import AgentConfig, Enricher
+from guard_agent import AgentConfig, Enricher, SecurityEvent
 from guard_agent.core.assembly.composition import compose
 from guard_agent.core.intake.pipeline import Pipeline
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 COUNT = 4_000
 ROUNDS = 9
+
+
+def event(number: int) -> SecurityEvent:
+    return SecurityEvent(**event_fields(number))
 
 
 def enrichers(**redaction: Any) -> Sequence[Enricher]:

@@ -23,14 +23,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peers import peer
+from environments import PEER_REDIS, SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# 3.2.4 with a newer client leaves nearly all of a burst out, so that it cannot be compared.
-PEER = "guard-agent-3.2.4-redis-6.4"
-PEER_NEEDS = ("guard-agent==3.2.4", "redis==6.4.0", "guard-core==4.4.0")
 BURST = 3_000
 TRICKLE = 500
 GROUP = 100
@@ -244,7 +241,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="an interpreter that has 3.2.4 and redis 6.4")
     options = parser.parse_args()
     if not options.measure:
-        compare(options.peer or peer(PEER, *PEER_NEEDS))
+        compare(options.peer or SIDES[PEER_REDIS].python())
         return
     logging.disable(logging.CRITICAL)
     measures: dict[str, Callable[[str], Any]] = {"store": measure_store, "buffer": measure_buffer}

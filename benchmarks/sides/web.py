@@ -1,0 +1,217 @@
+"""
+A real fastapi-guard app under uvicorn, asked from loopback: what the agent adds to a request.
+
+Penetration detection is off: it costs a hundred times as much as any agent and would hide it. The
+app is served twice, each in a process of its own: without an agent, and with one that can be turned
+off while the app runs; the client is a third.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+from sides.client import Client, crowd
+from sides.common import collector, main, quantile, sink_counts
+
+logging.disable(logging.CRITICAL)
+
+CLEAN, HOSTILE = "Mozilla/5.0 (X11; Linux x86_64)", "sqlmap/1.8"
+MODES = ("off", "on")
+CONNECTIONS = 4
+TURNS = 10
+
+
+class Nothing:
+    """Stands where an agent would, and does nothing."""
+
+    async def send_event(self, event: Any) -> None:
+        pass
+
+    async def send_metric(self, metric: Any) -> None:
+        pass
+
+
+class Switch:
+    """
+    The agent, or what does nothing in its place, changed while the app runs.
+
+    In one process, because two of the same app differ by as much as an agent costs.
+    """
+
+    made: ClassVar[list[Switch]] = []
+
+    def __init__(self, agent: Any) -> None:
+        self.agent = agent
+        self.chosen = agent
+        self.made.append(self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.agent, name)
+
+    def send_event(self, event: Any) -> Any:
+        return self.chosen.send_event(event)
+
+    def send_metric(self, metric: Any) -> Any:
+        return self.chosen.send_metric(metric)
+
+
+def make_app(mode: str) -> Any:
+    from fastapi import FastAPI  # noqa: PLC0415 - only the process that serves needs it
+    from guard import SecurityConfig, SecurityMiddleware  # noqa: PLC0415
+
+    import guard_agent  # noqa: PLC0415
+
+    make = guard_agent.guard_agent
+    setattr(guard_agent, "guard_agent", lambda config: Switch(make(config)))  # noqa: B010 - by type
+    app = FastAPI()
+    config = SecurityConfig(
+        enable_agent=mode != "off",
+        agent_api_key="benchmark-key",
+        agent_endpoint=collector(),
+        # One large request a second, because 3.x may make a hundred a minute.
+        agent_buffer_size=20_000,
+        agent_high_watermark_ratio=1.0,
+        agent_flush_interval=1,
+        enable_penetration_detection=False,
+        enable_ip_banning=False,
+        enable_rate_limiting=False,
+        enable_redis=False,
+        blocked_user_agents=["sqlmap"],
+        custom_log_file=None,
+    )
+    app.add_middleware(SecurityMiddleware, config=config)
+
+    @app.get("/items/{number}")
+    async def item(number: int) -> dict[str, int]:
+        return {"item": number}
+
+    return app
+
+
+async def serve(_amount: int, mode: str) -> None:
+    """Serve until the input ends; the port is the first line printed."""
+    import uvicorn  # noqa: PLC0415
+
+    config = uvicorn.Config(
+        make_app(mode),
+        host="127.0.0.1",
+        port=0,
+        log_config=None,
+        access_log=False,
+        loop="asyncio",
+        http="h11",
+        lifespan="off",
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - it has no event to wait for
+        await asyncio.sleep(0.01)
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+    loop, nothing = asyncio.get_running_loop(), Nothing()
+    while word := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
+        [switch] = Switch.made
+        if word == "flush":
+            await switch.agent.flush_buffer()
+        else:
+            switch.chosen = nothing if word == "nothing" else switch.agent
+        print(time.process_time(), flush=True)
+    task.cancel()
+
+
+class Served:
+    """The app in a process of its own."""
+
+    def __init__(self, mode: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "sides.web", "serve", "0", f'mode="{mode}"'],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def tell(self, word: str) -> float:
+        """
+        Have the agent take what comes ("on"), or leave it ("nothing"), or send it ("flush").
+
+        Returns:
+            Seconds of CPU time of all its threads, until that is done.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def added(client: Client, served: Served, amount: int) -> float:
+    """
+    Microseconds of CPU time that the agent adds to a request.
+
+    The median of several turns: another process that takes the caches away for a moment costs more
+    than an agent does.
+    """
+    each = amount // TURNS
+    differences = []
+    for turn in range(-1, TURNS):
+        total = {}
+        for mode in ("nothing", "on"):
+            before = served.tell(mode)
+            for number in range(each):
+                client.ask(number)
+            total[mode] = served.tell("flush") - before
+        if turn >= 0:  # the first is to get warm
+            differences.append((total["on"] - total["nothing"]) / each * 1e6)
+    return statistics.median(differences)
+
+
+def app(amount: int, **_: Any) -> dict[str, float]:
+    """
+    What the agent adds.
+
+    ``clean`` and ``blocked`` are microseconds of CPU time of a request above what does nothing,
+    with all that sending takes. ``p99_*`` are ratios of the time a client waits, agent on to off,
+    with several clients at once. All is asked in turns, so that what slows the machine slows all.
+    """
+    result = {}
+    with ExitStack() as stack:
+        served = {}
+        for mode in MODES:
+            served[mode] = Served(mode)
+            stack.callback(served[mode].close)
+        for kind, status, user_agent in (("clean", 200, CLEAN), ("blocked", 403, HOSTILE)):
+            client = Client(served["on"].port, user_agent, status)
+            client.ask(0)  # with which the app makes its agent
+            result[kind] = added(client, served["on"], amount)
+            client.close()
+            seen: dict[str, list[float]] = {"off": [], "on": []}
+            seconds = dict.fromkeys(seen, 0.0)
+            for _turn in range(TURNS):
+                for mode, all_of_it in seen.items():
+                    port = served[mode].port
+                    took, lasted = crowd(amount // TURNS, CONNECTIONS, port, user_agent, status)
+                    all_of_it.extend(took)
+                    seconds[mode] += lasted
+            p99 = {mode: quantile(sorted(took), 0.99) for mode, took in seen.items()}
+            result[f"p99_{kind}"] = p99["on"] / p99["off"]
+            result[f"per_second_{kind}"] = len(seen["on"]) / seconds["on"]
+            result[f"per_second_off_{kind}"] = len(seen["off"]) / seconds["off"]
+        if not sink_counts()["received"]:
+            raise SystemExit("the agent sent nothing")
+    return result
+
+
+if __name__ == "__main__":
+    main({"app": app, "serve": serve})
