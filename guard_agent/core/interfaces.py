@@ -612,10 +612,10 @@ class TextRules:
     Given the names of one object, in their order: under which of them every text that is not empty
     is replaced, and by what. None when that cannot be told from the names.
     """
-    keeps: Callable[[str], bool]
+    keeps: Callable[[Sequence[str]], bool]
     """
-    Whether a text stays as it is under any other name. Asked for texts of up to 1,024 characters
-    and 24 times for a record at most: what is larger goes to the function.
+    Whether all of these texts, at least one, stay as they are under any other name. Asked for texts
+    of up to 1,024 characters, 24 at most: what is larger goes to the function.
     """
 
 

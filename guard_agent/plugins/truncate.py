@@ -74,7 +74,7 @@ class TruncateEnricher(Enricher):
 
     def text_rules(self, kind: Kind) -> TextRules | None:  # noqa: ARG002 - both alike
         limit = self._limit
-        return TextRules(replaced=lambda _: {}, keeps=lambda text: len(text) <= limit)
+        return TextRules(replaced=lambda _: {}, keeps=lambda texts: max(map(len, texts)) <= limit)
 
 
 def _any_longer(values: Iterable[Any], limit: int) -> bool:

@@ -35,7 +35,7 @@ MAX_NESTED = 4
 MAX_UNKNOWN = 24
 """Texts of one record that have to be looked at."""
 
-_REMEMBERED = 4_096
+_REMEMBERED = 4_000
 _REMEMBERED_TEXT = 256
 _REMEMBERED_NAMES = 1_024
 _MOST = 10**12
@@ -241,7 +241,7 @@ class Glance:
             return None
         finally:
             self._inside.agent = before
-        if not self._pass(list(replaced.values())):
+        if replaced and not self._pass(list(replaced.values())):
             return None
         if len(self._replaced) >= _REMEMBERED_NAMES:
             self._replaced.clear()
@@ -249,26 +249,24 @@ class Glance:
 
     def _pass(self, texts: list[str]) -> bool:
         """Whether all rules leave all ``texts`` as they are."""
-        if len(texts) > MAX_UNKNOWN:
+        longest = max(map(len, texts))
+        if longest > MAX_TEXT or len(texts) > MAX_UNKNOWN:
             return False
         known, inside = self._known, self._inside
         before, inside.agent = inside.agent, True
         try:
-            for text in texts:
-                size = len(text)
-                if size > MAX_TEXT:
+            for keeps in self._keeps:
+                if not keeps(texts):
                     return False
-                for keeps in self._keeps:
-                    if not keeps(text):
-                        return False
-                if size <= _REMEMBERED_TEXT:
-                    if len(known) >= _REMEMBERED:
-                        known.clear()
-                    known.add(text)
         except (Exception, SystemExit):  # noqa: BLE001 - of a plugin; the long way reports it
             return False
         finally:
             inside.agent = before
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        if longest > _REMEMBERED_TEXT:
+            texts = [text for text in texts if len(text) <= _REMEMBERED_TEXT]
+        known.update(texts)
         return True
 
 

@@ -242,7 +242,7 @@ def _value_by_text(value: Any, marker: str | None, rules: TextRules) -> Any:
     if type(value) is str and len(value) <= MAX_TEXT:
         if marker is not None:
             return marker if value else value
-        if rules.keeps(value):
+        if rules.keeps([value]):
             return value
     elif marker is None and type(value) is dict:
         return _by_text(value, rules)

@@ -65,6 +65,16 @@ _AMBIGUOUS = frozenset({"code", "hash", "key", "sig", "signature", "state", "tic
 _SECOND_WORDS = frozenset({"code", "id", "key", "keys", "number", "phrase"})
 _NAME_NAMES = frozenset({"field", "header", "key", "name"})
 _VALUE_NAMES = frozenset({"val", "value"})
+_NOT_BORING = _AMBIGUOUS | _SECOND_WORDS | _NAME_NAMES | _VALUE_NAMES
+_LONGEST_BORING = 32
+# What a name can consist of, "=" for the signs behind one, blanks for everything else.
+_NAMES_AND_SIGNS = bytes(
+    code if (chr(code).isalnum() and code < 128) or chr(code) in "_.-"
+    else ord("=") if chr(code) in "=:"
+    else ord(" ")
+    for code in range(256)
+)  # fmt: skip
+_MOST_BORING = 2_048
 _COOKIE_ATTRIBUTES = frozenset(
     {"domain", "expires", "maxage", "path", "priority", "samesite", "secure", "httponly"}
     | {"partitioned"}
@@ -94,6 +104,34 @@ class PairRedactor:
     def __init__(self, names: SensitiveNames, budget: Budget) -> None:
         self._names = names
         self._budget = budget
+        self._boring: set[str] = set()
+
+    def are_harmless(self, text: str) -> bool:
+        """
+        Whether nothing is beside a sensitive name, of a text that `look_at` found to be ``PAIRS``.
+
+        A False says nothing.
+        """
+        if "; " in text:  # it may be a cookie
+            return False
+        boring = self._boring
+        *before, _ = text.encode().translate(_NAMES_AND_SIGNS).decode("ascii").split("=")
+        for words in before:
+            for name in words.rsplit(None, 1)[-1:]:
+                if name not in boring and not self._is_boring(name):
+                    return False
+        return True
+
+    def _is_boring(self, name: str) -> bool:
+        """Whether nothing that stands beside ``name`` is a secret because of it."""
+        if len(name) > _LONGEST_BORING or squash(name) in _NOT_BORING:
+            return False
+        if self._names.verdict(name) != HARMLESS:
+            return False
+        if len(self._boring) >= _MOST_BORING:
+            self._boring.clear()
+        self._boring.add(name)
+        return True
 
     def redact(self, text: str) -> str:
         """

@@ -19,7 +19,7 @@ from guard_agent_redaction.budget import Budget, BudgetError
 from guard_agent_redaction.names import COUNTABLE, HARMLESS, unmask
 from guard_agent_redaction.pairs import PairRedactor, redact_bare_cookies
 from guard_agent_redaction.policies import Settled
-from guard_agent_redaction.shapes import REDACTED, is_card_number, is_plain, redact_shapes
+from guard_agent_redaction.shapes import REDACTED, Look, is_card_number, look_at, redact_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,10 +109,19 @@ class Redactor:
             return None
         return {name: REDACTED for name in names if self._names.verdict(name) != HARMLESS}
 
-    def keeps(self, text: str) -> bool:
-        """Whether nothing in ``text`` is redacted."""
-        if len(text) <= MAX_SIZE and not self._patterns and is_plain(text):
-            return True
+    def keeps(self, texts: Sequence[str]) -> bool:
+        """Whether nothing in any of ``texts`` is redacted."""
+        if not self._patterns:
+            together = "\n".join(texts)
+            if len(together) <= MAX_SIZE:
+                look = look_at(together)
+                if look is Look.PLAIN or (
+                    look is Look.PAIRS and self._pairs.are_harmless(together)
+                ):
+                    return True
+        return all(self._keeps(text) for text in texts)
+
+    def _keeps(self, text: str) -> bool:
         self._budget.renew()
         return self.text(text) == text
 
