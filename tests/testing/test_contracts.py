@@ -275,6 +275,66 @@ class TestIt(RuleSourceContract):
         return {"url": self.peer.url}
 """
 
+STORES = """
+from guard_agent import BufferStore, Level, Peeked, hookimpl
+from guard_agent.plugins.memory import MemoryStore
+from guard_agent.testing.contracts import BufferStoreContract
+from guard_agent.testing.contracts.state_machine import STATES
+from hypothesis import settings
+
+
+class Sound(MemoryStore):
+    name = "sound"
+
+
+class Hidden(Sound):
+    peek = BufferStore.peek
+
+
+class LeasesToLook(Sound):
+    async def peek(self, destination, after, limit):
+        lease = await self.lease(destination, limit, 1 << 30, 60)
+        return Peeked(list(lease.entries.values()) if lease else [], "0")
+
+
+class ShowsTheReadyOnly(Sound):
+    async def peek(self, destination, after, limit):
+        lease = await self.lease(destination, limit, 1 << 30, 60)
+        if lease:
+            await self.release(lease, list(lease.entries))
+        return Peeked(list(lease.entries.values()) if lease else [], "0")
+
+
+class BeginsAnew(Sound):
+    async def peek(self, destination, after, limit):
+        return await super().peek(destination, None, limit)
+
+
+class ShowsAllAtOnce(Sound):
+    async def peek(self, destination, after, limit):
+        return await super().peek(destination, after, 1000)
+
+
+class CountsTwice(Sound):
+    async def peek(self, destination, after, limit):
+        seen = await super().peek(destination, after, limit)
+        return Peeked(seen.records, seen.position, 2 * seen.passed)
+
+
+class Promises(Sound):
+    level = Level.JOURNAL
+
+
+@hookimpl
+def guard_agent_buffer_stores():
+    return [PLUGIN]
+
+
+class TestIt(BufferStoreContract):
+    plugin = PLUGIN
+    states = settings(STATES, max_examples=4, database=None)
+"""
+
 SOUND = "every test passes"
 
 
@@ -347,6 +407,24 @@ def test_rule_sources_that_break_the_contract_are_found(pytester):
             "AlwaysNew": "test_what_is_known_is_not_brought_again",
             "TakesAnything": "test_what_is_no_document_means_later",
             "GivesUp": "test_a_peer_that_is_away_means_later",
+        },
+    )
+
+
+def test_stores_that_break_the_contract_are_found(pytester):
+    """What sequences of steps find is in test_state_machine.py."""
+    check(
+        pytester,
+        STORES,
+        {
+            "Sound": SOUND,
+            "Hidden": SOUND,
+            "LeasesToLook": "test_a_look_takes_nothing_and_changes_nothing",
+            "ShowsTheReadyOnly": "test_what_is_leased_is_shown_and_what_is_gone_is_counted",
+            "BeginsAnew": "test_the_next_look_shows_what_came_later",
+            "ShowsAllAtOnce": "test_much_is_shown_in_parts",
+            "CountsTwice": "test_what_is_gone_is_counted_once_over_all_parts",
+            "Promises": "test_what_the_next_one_finds_is_what_the_level_promises",
         },
     )
 

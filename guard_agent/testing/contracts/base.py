@@ -1,4 +1,4 @@
-"""What the contract suites of all four kinds have in common."""
+"""What the contract suites of all five kinds have in common."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from guard_agent import AgentConfig, __version__
 from guard_agent.core.assembly.composition import compose
-from guard_agent.core.assembly.inspection import Seam, check_class
+from guard_agent.core.assembly.inspection import AGGREGATOR, STORE, Seam, check_class
 from guard_agent.core.assembly.registry import Registry
 from guard_agent.testing.records import make_context
 from guard_agent.testing.registry import isolated_registry
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CONTRACT_VERSION = 1
 """
-The version of the four suites, and of the seams that they are for.
+The version of the five suites, and of the seams that they are for.
 
 It grows when a suite begins to ask for more than before, so that a plugin that passed may fail.
 A new test for what the docstrings of `guard_agent.core.interfaces` said all along does not change
@@ -120,8 +120,6 @@ class PluginContract(Contract):
 
         ``config`` are fields of `AgentConfig` that go before those of `config`.
         """
-        name = self.plugin.name
-        option: Any = name if self.seam.option == "store" else [name]
         fields = {
             "api_key": "test-key-0123456789",
             "project_id": f"contract-{uuid4().hex}",
@@ -129,12 +127,17 @@ class PluginContract(Contract):
             "rules": [],
             "transports": ["console"],
             "allow_unredacted": True,
-            "plugins": {name: self.settings()},
-            self.seam.option: option,
+            "plugins": {self.plugin.name: self.settings()},
+            **self._choice(),
             **self.config(),
             **config,
         }
         return compose(AgentConfig(**fields), isolated_registry(self.plugin, *others))
+
+    def _choice(self) -> dict[str, Any]:
+        """The setting that chooses the plugin."""
+        name = self.plugin.name
+        return {self.seam.setting: name if self.seam in (AGGREGATOR, STORE) else [name]}
 
     # --- the class --------------------------------------------------------------------------------
 
@@ -209,7 +212,8 @@ class ResourceContract(PluginContract):
 
 
 def _steps(plan: Plan) -> list[Any]:
-    return [*plan.enrichers, plan.store, *plan.transports, *plan.rules]
+    merging = [] if plan.aggregator is None else [plan.aggregator]
+    return [*merging, *plan.enrichers, plan.store, *plan.transports, *plan.rules]
 
 
 async def cancel_while_silent(work: Coroutine[Any, Any, Any], peer: AnsweringPeer) -> None:
