@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import sys
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ from guard_agent.testing.records import make_context
 from guard_agent.testing.registry import isolated_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
     from pathlib import Path
     from types import ModuleType
 
@@ -43,6 +44,9 @@ it; see ``contract_version`` of `Contract`.
 
 PATIENCE = 30.0
 """Seconds to wait for what must happen; nothing should ever take that long."""
+
+_BLOCKING = ("open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen", "time.sleep")
+"""Audit events of what may block; `sys.audit` tells of ``time.sleep`` from Python 3.11 on."""
 
 
 class Contract:
@@ -251,3 +255,32 @@ async def beats_during(work: Any) -> int:
         beats += 1
     await task
     return beats - 1
+
+
+class _Watch(threading.local):
+    seen: list[str] | None = None
+
+
+_watch = _Watch()
+_hooked = False
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    seen = _watch.seen
+    if seen is not None and event in _BLOCKING:
+        seen.append(f"{event} {arguments[:1]}")
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """What this thread does that may block."""
+    global _hooked  # noqa: PLW0603 - an audit hook cannot be removed, so there is one
+    if not _hooked:
+        sys.addaudithook(_audit)
+        _hooked = True
+    seen: list[str] = []
+    _watch.seen = seen
+    try:
+        yield seen
+    finally:
+        _watch.seen = None
