@@ -98,6 +98,9 @@ class AggregatorContract(PluginContract):
     """How many records of a kind may be open at most, with these settings; a small number is
     quicker."""
 
+    patience: ClassVar[float] = 10.0
+    """Seconds to wait for a thread that nothing should hold up."""
+
     # --- what the suite has to know of it ---------------------------------------------------------
 
     def make_source(self, kind: Kind, number: int) -> Fields:
@@ -426,7 +429,7 @@ class AggregatorContract(PluginContract):
         try:
             assert intake.encoding.wait(PATIENCE), "it encodes nothing"
             others.start()
-            others.join(PATIENCE / 3)
+            others.join(self.patience)
             assert not others.is_alive(), "a lock is held while a record is encoded"
         finally:
             gate.set()
