@@ -51,7 +51,8 @@ RUN_BY = {
     "docs/operate.md": (1, __name__),
     "docs/privacy.md": (1, __name__),
     "docs/start.md": (2, __name__),
-    "docs/testing.md": (10, "tests/test_docs.py"),
+    "docs/testing.md": (11, "tests/test_docs.py"),
+    "docs/write/aggregator.md": (2, __name__),
     "docs/write/enricher.md": (2, __name__),
     "docs/write/rules.md": (2, __name__),
     "docs/write/store.md": (2, __name__),
@@ -443,5 +444,6 @@ def plugin_and_suite(page: str) -> type:
 TestSmallestTransport = plugin_and_suite("transport")
 TestSmallestRules = plugin_and_suite("rules")
 TestSmallestEnricher = plugin_and_suite("enricher")
+TestSmallestAggregator = plugin_and_suite("aggregator")
 TestSmallestStore = plugin_and_suite("store")
 TestSmallestStore.states = hypothesis_settings(STATES, max_examples=10)
