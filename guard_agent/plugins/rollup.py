@@ -399,9 +399,13 @@ class Rollup(Aggregator):
             tags = fields.get("tags")
             if meaning is None or type(tags) is not dict or COUNT in tags:
                 return encode(fields)
-            key, value = self._series_key(fields, tags), fields["value"]
-            if key is None:
-                return encode(fields)
+            endpoint, value = fields.get("endpoint") or tags.get("endpoint"), fields["value"]
+            try:
+                if endpoint:
+                    self._place(fields, tags, endpoint)
+                key = hash(orjson.dumps((metric_type, fields.get("endpoint"), tags)))
+            except (TypeError, ValueError):
+                return encode(fields)  # nothing of ours: an endpoint that is no text, a surrogate
             with lock:
                 known = series.get(key)
                 if known is not None and not self._closed:
@@ -422,18 +426,6 @@ class Rollup(Aggregator):
                 return self._add(known, metric_type, value)
 
         return take
-
-    def _series_key(self, fields: Fields, tags: dict[str, Any]) -> int | None:
-        """What the metrics of a series have in common, or None when that cannot be told."""
-        endpoint = fields.get("endpoint") or tags.get("endpoint")
-        if endpoint:
-            if type(endpoint) is not str:
-                return None
-            self._place(fields, tags, endpoint)
-        try:
-            return hash(orjson.dumps((fields["metric_type"], fields.get("endpoint"), tags)))
-        except (TypeError, ValueError):
-            return None
 
     def _place(self, fields: Fields, tags: dict[str, Any], endpoint: str) -> None:
         """Put a metric under a template or ``other``, if its endpoint is not to have its own."""

@@ -115,16 +115,7 @@ class AggregatorContract(PluginContract):
         notes = fields.get("metadata" if "event_type" in fields else "tags")
         return int(notes.get("guard.count", 1)) if type(notes) is dict else 1
 
-    # --- making one -------------------------------------------------------------------------------
-
-    async def test_making_one_opens_nothing(self) -> None:
-        """After a fork a child makes it anew, in the middle of a request."""
-        Intake(self.make())  # what is imported late is imported now
-
-        with watched() as seen:
-            Intake(self.make())
-
-        assert seen == []
+    # --- a new one --------------------------------------------------------------------------------
 
     async def test_it_binds_to_plain_functions_or_to_nothing(self) -> None:
         aggregator = self.make()

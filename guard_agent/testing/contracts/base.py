@@ -170,6 +170,15 @@ class PluginContract(Contract):
             name = name.rpartition(".")[0]
         return sys.modules[self.plugin.__module__]
 
+    async def test_making_one_opens_nothing(self) -> None:
+        """After a fork a child makes it anew, perhaps in the middle of a request."""
+        self.make()  # what is imported late is imported now
+
+        with watched() as seen:
+            self.make()
+
+        assert seen == []
+
     async def test_a_misspelt_setting_is_refused(self) -> None:
         with pytest.raises(ValidationError):
             self.plugin.Settings.model_validate({**self.settings(), "a_misspelt_setting": 1})
