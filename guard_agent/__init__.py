@@ -66,6 +66,7 @@ from guard_agent.core.interfaces import (
     RuleSource,
     SendResult,
     Stage,
+    TextRules,
     TooLarge,
     Transport,
     Unchanged,
@@ -148,6 +149,7 @@ __all__ = [
     "Level",
     "Stage",
     "EnrichFunction",
+    "TextRules",
 ]
 
 _REPLACED = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from guard_agent.core.config import AgentConfig
-    from guard_agent.core.interfaces import DeadLetter, Kind
+    from guard_agent.core.interfaces import DeadLetter
     from guard_agent.core.models import AgentStatus, DynamicRules
 
 logger = logging.getLogger("guard_agent")
@@ -75,14 +75,12 @@ class GuardAgentHandler:
         Raises:
             BufferFullError: only with ``buffer_overflow_policy="raise"``.
         """
-        return self._take("event", event) if self._agent.config.enable_events else _DONE
+        refused = self._agent.record("event", event)
+        return _DONE if refused is None else self._agent.await_room(refused)
 
     def send_metric(self, metric: Any) -> Coroutine[Any, Any, None]:
         """Take a metric; as `send_event`."""
-        return self._take("metric", metric) if self._agent.config.enable_metrics else _DONE
-
-    def _take(self, kind: Kind, source: Any) -> Coroutine[Any, Any, None]:
-        refused = self._agent.record(kind, source)
+        refused = self._agent.record("metric", metric)
         return _DONE if refused is None else self._agent.await_room(refused)
 
     async def start(self) -> None:
@@ -202,16 +200,13 @@ class SyncGuardAgentHandler:
         With ``buffer_overflow_policy="block"`` it waits for room up to ``block_timeout``, but
         never in a thread in which an event loop runs: there the record is dropped and counted.
         """
-        if self._agent.config.enable_events:
-            self._take("event", event)
+        refused = self._agent.record("event", event)
+        if refused is not None:
+            self._agent.block_until_room(refused, wait=not _loop_runs_here())
 
     def send_metric(self, metric: Any) -> None:
         """Take a metric; as `send_event`."""
-        if self._agent.config.enable_metrics:
-            self._take("metric", metric)
-
-    def _take(self, kind: Kind, source: Any) -> None:
-        refused = self._agent.record(kind, source)
+        refused = self._agent.record("metric", metric)
         if refused is not None:
             self._agent.block_until_room(refused, wait=not _loop_runs_here())
 

@@ -33,6 +33,7 @@ from guard_agent.core.assembly.composition import compose
 from guard_agent.core.assembly.configfile import load_config, read_config
 from guard_agent.core.assembly.inspection import SEAMS, TRANSPORT, check_class
 from guard_agent.core.assembly.registry import Registry
+from guard_agent.testing.contracts import EnricherContract
 from guard_agent.testing.contracts.state_machine import STATES
 from guard_agent.testing.records import make_event
 
@@ -53,7 +54,7 @@ RUN_BY = {
     "docs/start.md": (2, __name__),
     "docs/testing.md": (11, "tests/test_docs.py"),
     "docs/write/aggregator.md": (2, __name__),
-    "docs/write/enricher.md": (2, __name__),
+    "docs/write/enricher.md": (3, __name__),
     "docs/write/rules.md": (2, __name__),
     "docs/write/store.md": (2, __name__),
     "docs/write/transport.md": (2, __name__),
@@ -429,7 +430,7 @@ def test_the_client_for_other_plugins_asks(collector):
 
 def plugin_and_suite(page: str) -> type:
     """The class of tests on a page, for the plugin on it."""
-    plugin, suite = python_of(f"docs/write/{page}.md")
+    plugin, *_, suite = python_of(f"docs/write/{page}.md")
     (name,) = re.findall(r"^from (guard_agent_my_\w+) import", suite, re.MULTILINE)
     module = types.ModuleType(name)
     names: dict = {"__name__": __name__}
@@ -447,3 +448,13 @@ TestSmallestEnricher = plugin_and_suite("enricher")
 TestSmallestAggregator = plugin_and_suite("aggregator")
 TestSmallestStore = plugin_and_suite("store")
 TestSmallestStore.states = hypothesis_settings(STATES, max_examples=10)
+
+
+@pytest.mark.parametrize("kind", ["event", "metric"])
+async def test_the_quick_enricher_says_the_same_in_both_forms(kind, tmp_path):
+    class Suite(EnricherContract):
+        plugin = run(python_of("docs/write/enricher.md")[1], {})["HideDomain"]
+
+    suite = Suite()
+    suite.folder = tmp_path
+    await suite.test_its_text_rules_say_the_same_as_the_function(kind)

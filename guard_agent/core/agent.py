@@ -77,8 +77,12 @@ class _Run:
             names, Aggregated if aggregator is None else partial(_books_of, aggregator)
         )
         self.pipeline = Pipeline(
-            components.enrichers, aggregator, EventPriorities(config.event_priorities)
+            components.enrichers,
+            aggregator,
+            EventPriorities(config.event_priorities),
+            inside=self.inside,
         )
+        self.takers = self.pipeline.takers
         self.ring = Ring(
             self.ledger,
             max_records=config.max_buffer_records,
@@ -372,9 +376,11 @@ class Agent:
 
     # --- records ----------------------------------------------------------------------------------
 
-    def record(self, kind: Kind, source: Any) -> Record | None:
+    def record(self, kind: Kind, source: Any) -> Record | None:  # noqa: PLR0911 - one line a case
         """
-        Take a record without waiting. Never raises, but for the policy ``raise``.
+        Take a record without waiting, unless its kind is switched off.
+
+        Never raises, but for the policy ``raise``.
 
         Returns:
             None, or with the policy ``block`` the record for which there is no room: the caller
@@ -383,13 +389,14 @@ class Agent:
         Raises:
             BufferFullError: there is no room and the policy is ``raise``.
         """
+        if kind in self._disabled:
+            return None
         run = self._run
         if run is None:
-            if getattr(mark(), "agent", False):
+            if mark().agent:
                 return None  # caused by building the very run that would count it
             run = self._current()
-        inside = run.inside
-        if getattr(inside, "agent", False):
+        if run.inside.agent:
             run.ring.drop(DropReason.INTERNAL, kind)
             return None
         if run.stopped is not None:
@@ -397,15 +404,11 @@ class Agent:
             # of the interpreter would be torn out of it, which aborts the process.
             run.ring.drop(DropReason.STOPPED, kind)
             return None
-        inside.agent = True
-        try:
-            record = run.pipeline.take(kind, source)
-        finally:
-            inside.agent = False
-        if not isinstance(record, Record):
-            run.took_nothing(record, kind)
+        record = run.takers[kind](source)
+        if type(record) is not Record:
+            run.took_nothing(record, kind)  # type: ignore[arg-type]  # the type of a tuple is known
             return None
-        if run.ring.put(record, evict=self._evict):
+        if run.ring.put(record, self._evict):
             if run.start_again_at is not None:
                 run.start_if_due()
             return None
@@ -495,6 +498,8 @@ class Agent:
     def _use(self, plan: Plan) -> None:
         self.plan, self.config = plan, plan.config
         self._evict = self.config.buffer_overflow_policy == "drop"
+        enabled = {"event": plan.config.enable_events, "metric": plan.config.enable_metrics}
+        self._disabled = frozenset(kind for kind, is_on in enabled.items() if not is_on)
 
     @property
     def in_own_thread(self) -> bool:

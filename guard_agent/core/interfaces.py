@@ -595,6 +595,30 @@ class Stage(IntEnum):
 EnrichFunction: TypeAlias = Callable[[Fields], Fields | None]
 
 
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """
+    What an enricher does to a record, told text by text.
+
+    With it a record can be copied, redacted and sealed in one walk that remembers the texts and
+    names it has seen. The result must be the same as that of the function: wherever the two below
+    cannot tell, the function is called. Numbers below 10 ** 12, truth values and None must be
+    nothing that the enricher touches, but for numbers under a name that is replaced: there the
+    function is called as well. Both are called from any thread; what they say must never change.
+    """
+
+    replaced: Callable[[tuple[str, ...]], Mapping[str, str] | None]
+    """
+    Given the names of one object, in their order: under which of them every text that is not empty
+    is replaced, and by what. None when that cannot be told from the names.
+    """
+    keeps: Callable[[str], bool]
+    """
+    Whether a text stays as it is under any other name. Asked for texts of up to 1,024 characters
+    and 24 times for a record at most: what is larger goes to the function.
+    """
+
+
 class Enricher(Plugin, ABC):
     """Changes records before they are encoded. Runs in the thread of the host application."""
 
@@ -616,6 +640,14 @@ class Enricher(Plugin, ABC):
         five failures; that it took more than a second is one of them, because the request of the
         application waits for it, which nothing can cut short.
         """
+
+    def text_rules(self, kind: Kind) -> TextRules | None:  # noqa: ARG002 - for those that can tell
+        """
+        The same as `bind` in another form, for speed; None when it cannot be put in this form.
+
+        Called once per kind, after `bind`.
+        """
+        return None
 
 
 EncodeFunction: TypeAlias = "Callable[[Fields], Record | DropReason]"
@@ -647,8 +679,8 @@ class Aggregator(Plugin, ABC):
     in it until then, and is lost when the process is killed: what must not be lost it lets pass,
     and so what stands for several already.
 
-    It sees fields before they are redacted, and must not keep them nor anything made of them that
-    they could be read from: what it keeps are records as ``encode`` returned them, and numbers.
+    It sees fields that may not be redacted yet, and must not keep them nor anything made of them
+    that they could be read from: what it keeps are numbers, and records as ``encode`` made them.
     A child process begins with a new instance; what the parent absorbed stays with the parent.
     """
 
@@ -661,6 +693,10 @@ class Aggregator(Plugin, ABC):
     def bind(self, kind: Kind, encode: EncodeFunction) -> AggregateFunction | None:
         """
         Make the function for records of ``kind``, or None when there is nothing to do for them.
+
+        Called twice for a kind, with two ways to encode: one for fields that the enrichers have not
+        seen yet, one for those that need none of them any more. What both functions are given is
+        counted together.
 
         The function is called in the thread of the application, from several at a time; it must
         not block, nor hold a lock while it encodes. It owns the fields. It returns what ``encode``

@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import Protocol
 
 logger = logging.getLogger("guard_agent")
 
-_mark = threading.local()
+_local = threading.local
 
 
-def mark() -> threading.local:
+def _new_mark() -> Mark:
+    # Made anew, because gevent may have replaced `threading.local` meanwhile.
+    class OwnMark(threading.local):
+        agent = False
+
+    return OwnMark()
+
+
+class Mark(Protocol):
+    """What a thread is doing."""
+
+    agent: bool
+    """Whether it does the agent's work right now: what it records is not taken."""
+
+
+_mark = _new_mark()
+
+
+def mark() -> Mark:
     """
-    ``mark().agent`` is true in a thread that does the agent's work right now.
+    The mark of the present thread.
 
-    What such a thread records is not taken. Ask anew for each run of the agent: when gevent has
-    replaced the threads of the interpreter since, as in a worker that gunicorn forked from an
-    application it had loaded before, the mark of a thread would be that of all greenlets in it.
+    Ask anew for each run of the agent: when gevent has replaced the threads of the interpreter
+    since, as in a worker that gunicorn forked from an application it had loaded before, the mark of
+    a thread would be that of all greenlets in it.
     """
-    global _mark  # noqa: PLW0603 - one for the process
-    if type(_mark) is not threading.local:
+    global _mark, _local  # noqa: PLW0603 - one for the process
+    if threading.local is not _local:
         logger.warning(
             "gevent replaced the threads of Python after guard_agent was imported; call "
             "gevent.monkey.patch_all() first, or the agent may not end in time"
         )
-        _mark = threading.local()
+        _local = threading.local
+        _mark = _new_mark()
     return _mark
 
 

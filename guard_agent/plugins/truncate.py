@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from guard_agent import Enricher, EnrichFunction, Fields, Kind, PluginSettings, Stage, hookimpl
+from guard_agent import (
+    Enricher,
+    EnrichFunction,
+    Fields,
+    Kind,
+    PluginSettings,
+    Stage,
+    TextRules,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,10 +53,13 @@ class TruncateEnricher(Enricher):
     Settings = TruncateSettings
     settings: TruncateSettings
 
-    def bind(self, kind: Kind) -> EnrichFunction | None:
+    @property
+    def _limit(self) -> int:
         limit = self.settings.max_length
-        if limit is None:
-            limit = self.context.config.max_payload_size
+        return self.context.config.max_payload_size if limit is None else limit
+
+    def bind(self, kind: Kind) -> EnrichFunction | None:
+        limit = self._limit
 
         def truncate(fields: Fields) -> Fields:
             # Nearly always nothing is too long, and looking makes no objects.
@@ -59,6 +71,10 @@ class TruncateEnricher(Enricher):
             return fields
 
         return truncate
+
+    def text_rules(self, kind: Kind) -> TextRules | None:  # noqa: ARG002 - both alike
+        limit = self._limit
+        return TextRules(replaced=lambda _: {}, keeps=lambda text: len(text) <= limit)
 
 
 def _any_longer(values: Iterable[Any], limit: int) -> bool:

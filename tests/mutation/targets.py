@@ -119,6 +119,7 @@ TARGETS = {
     "lanes": _core("core/delivery/lanes.py", "tests/core/test_lanes.py"),
     "shares": _core("core/delivery/shares.py", "tests/core/test_shares.py"),
     "trace": _core("core/delivery/trace.py", "tests/core/test_trace.py"),
+    "glance": _core("core/intake/glance.py", "tests/core/test_glance.py"),
     "ring": _core("core/intake/ring.py", "tests/core/test_ring.py"),
     "priority": _core("core/intake/priority.py", "tests/core/test_models.py"),
     "bounds": _core("core/rules/bounds.py", *_RULES),

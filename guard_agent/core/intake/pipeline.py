@@ -16,23 +16,31 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from guard_agent.core.helpers import get_current_timestamp
+from guard_agent.core.intake.glance import Glance
 from guard_agent.core.intake.priority import EventPriorities
 from guard_agent.core.intake.snapshot import MAX_NODES, TRUNCATED, scrub, snapshot
 from guard_agent.core.interfaces import MAX_RECORD_BYTES, Priority, Record, Stage
 from guard_agent.core.ledger import DropReason
 from guard_agent.core.models import SecurityEvent, SecurityMetric
+from guard_agent.core.reentry import mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from guard_agent.core.intake.glance import GlanceFunction
     from guard_agent.core.interfaces import (
         AggregateFunction,
         Aggregator,
+        EncodeFunction,
         Enricher,
         EnrichFunction,
         Fields,
         Kind,
     )
+    from guard_agent.core.reentry import Mark
+
+    _Bound = tuple[Enricher, EnrichFunction]
+    TakeFunction = Callable[[Any], Record | DropReason | None]
 
 logger = logging.getLogger("guard_agent.pipeline")
 
@@ -45,6 +53,14 @@ _MISSING = object()
 
 _MODELS: dict[Kind, type[BaseModel]] = {"event": SecurityEvent, "metric": SecurityMetric}
 _OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
+# Looked up once: each is needed for every record.
+_dumps = orjson.dumps
+_now = time.time
+_new_record = tuple.__new__
+_KEY_START = len('{"idempotency_key":"')
+_KEY_END = _KEY_START + 36
+_MAX_QUICK = 32 * 1024
+"""Bytes of a record beyond which the long way looks what can be cut."""
 
 
 class _Step:
@@ -123,41 +139,100 @@ class Pipeline:
         aggregator: Aggregator | None = None,
         priorities: EventPriorities | None = None,
         *,
+        inside: Mark | None = None,
         slow: float = SLOW,
     ) -> None:
-        self._steps = {kind: _compile(kind, enrichers, slow) for kind in _MODELS}
+        """While code of plugins runs, ``inside`` says that what is recorded is not to be taken."""
+        bound = {kind: _bind(kind, enrichers) for kind in _MODELS}
+        self._steps = {kind: _compile(bound[kind], slow) for kind in _MODELS}
         self._new_id = _id_generator()
         self._priority = EventPriorities() if priorities is None else priorities
+        self._event_classes = self._priority.classes
+        self._inside = mark() if inside is None else inside
         self._aggregator_failed = False
-        self._aggregate: dict[Kind, AggregateFunction | None] = {
-            kind: None if aggregator is None else aggregator.bind(kind, partial(self._finish, kind))
-            for kind in _MODELS
+        self.takers: Mapping[Kind, TakeFunction] = {
+            kind: self._compile_taker(kind, bound[kind], aggregator) for kind in _MODELS
         }
+        """Of each kind the function that is `take` for it."""
 
     def take(self, kind: Kind, source: Any) -> Record | DropReason | None:
         """Make the record of ``source``, or say why there is none; None when it was absorbed."""
-        fields = _read(kind, source)
-        if fields is None:
-            return DropReason.INVALID
-        aggregate = self._aggregate[kind]
-        if aggregate is None:
-            return self._finish(kind, fields)
-        try:
-            return aggregate(fields)
-        except (Exception, SystemExit) as error:
-            # Foreign code in the host's request.
-            if not self._aggregator_failed:
-                self._aggregator_failed = True
-                logger.error("the aggregator failed", exc_info=_without_text(error))  # noqa: TRY400 - of a text we must not log
-            # It owns the fields, and may have spoiled them.
-            return self.encode(kind, source)
+        return self.takers[kind](source)
+
+    def _compile_taker(
+        self, kind: Kind, bound: Sequence[_Bound], aggregator: Aggregator | None
+    ) -> TakeFunction:
+        finish: EncodeFunction = partial(self._enrich_and_encode, kind)
+        seal: EncodeFunction = self._seal_event if kind == "event" else self._seal_metric
+        glance = _glance(kind, bound, self._inside)
+        if aggregator is None:
+            long_way = self._guard(kind, _long_way(kind, finish))
+            return long_way if glance is None else _quick_way(kind, glance.copy, seal, long_way)
+        long_way = self._guard(kind, _long_way(kind, aggregator.bind(kind, finish) or finish))
+        if glance is None:
+            return long_way
+        merge = aggregator.bind(kind, seal) or seal
+        return self._guard(kind, _quick_way(kind, glance.copy, merge, long_way))
+
+    def _guard(self, kind: Kind, take: TakeFunction) -> TakeFunction:
+        """``take``, in which code of plugins runs: it may fail, and record things itself."""
+        inside = self._inside
+
+        def guarded(source: Any) -> Record | DropReason | None:
+            before, inside.agent = inside.agent, True
+            try:
+                return take(source)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - it is in the host's request
+                return self._without_aggregator(kind, source, error)
+            finally:
+                inside.agent = before
+
+        return guarded
+
+    def _without_aggregator(
+        self, kind: Kind, source: Any, error: BaseException
+    ) -> Record | DropReason:
+        if not self._aggregator_failed:
+            self._aggregator_failed = True
+            logger.error("the aggregator failed", exc_info=_without_text(error))
+        # From the start: it owned the fields, and may have spoiled them.
+        return self.encode(kind, source)
 
     def encode(self, kind: Kind, source: Any) -> Record | DropReason:
         """The same past the aggregator."""
         fields = _read(kind, source)
-        return DropReason.INVALID if fields is None else self._finish(kind, fields)
+        return DropReason.INVALID if fields is None else self._enrich_and_encode(kind, fields)
 
-    def _finish(self, kind: Kind, fields: Fields) -> Record | DropReason:
+    def _seal_event(self, fields: Fields) -> Record | DropReason:
+        """Encode what passed at a glance."""
+        try:
+            # A copy: the encoder's own bytes hold on to its work buffer.
+            payload = b"%b" % _dumps(fields, option=_OPTIONS)
+        except (TypeError, ValueError):
+            payload = b""
+        if not 0 < len(payload) < _MAX_QUICK:
+            return self._seal_long_way("event", fields)
+        key = payload[_KEY_START:_KEY_END].decode()
+        priority = self._event_classes.get(fields["event_type"], Priority.ATTACK)
+        return _new_record(Record, (key, "event", priority, payload, _now()))
+
+    def _seal_metric(self, fields: Fields) -> Record | DropReason:
+        """The same for a metric."""
+        key = fields["idempotency_key"] = self._new_id()
+        try:
+            payload = b"%b" % _dumps(fields, option=_OPTIONS)
+        except (TypeError, ValueError):
+            payload = b""
+        if not 0 < len(payload) < _MAX_QUICK:
+            return self._seal_long_way("metric", fields)
+        return _new_record(Record, (key, "metric", Priority.METRIC, payload, _now()))
+
+    def _seal_long_way(self, kind: Kind, fields: Fields) -> Record | DropReason:
+        if type(key := fields["idempotency_key"]) is UUID:
+            fields["idempotency_key"] = str(key)
+        return self._enrich_and_encode(kind, fields)
+
+    def _enrich_and_encode(self, kind: Kind, fields: Fields) -> Record | DropReason:
         """Enrich, redact and encode."""
         key = fields.get("idempotency_key")
         if not isinstance(key, str) or not 0 < len(key) <= _MAX_KEY:
@@ -198,11 +273,15 @@ class Pipeline:
         return fields
 
 
-def _compile(kind: Kind, enrichers: Sequence[Enricher], slow: float) -> tuple[_Step, ...]:
+def _bind(kind: Kind, enrichers: Sequence[Enricher]) -> list[_Bound]:
+    """Those that have something to do for ``kind``, with their functions."""
+    functions = [(enricher, enricher.bind(kind)) for enricher in enrichers]
+    return [(enricher, function) for enricher, function in functions if function is not None]
+
+
+def _compile(bound: Sequence[_Bound], slow: float) -> tuple[_Step, ...]:
     steps = [
-        _Step(enricher.context.instance, enricher.stage, function)
-        for enricher in enrichers
-        if (function := enricher.bind(kind)) is not None
+        _Step(enricher.context.instance, enricher.stage, function) for enricher, function in bound
     ]
     for step in steps:
         if step.stage is Stage.DERIVE:
@@ -212,6 +291,35 @@ def _compile(kind: Kind, enrichers: Sequence[Enricher], slow: float) -> tuple[_S
         # What an enricher added may be an object, in which a redactor sees no text.
         steps.insert(derived[-1] + 1, _Step("snapshot", Stage.REDACT, snapshot))
     return tuple(steps)
+
+
+def _long_way(kind: Kind, finish: AggregateFunction) -> TakeFunction:
+    def take(source: Any) -> Record | DropReason | None:
+        fields = _read(kind, source)
+        return DropReason.INVALID if fields is None else finish(fields)
+
+    return take
+
+
+def _quick_way(
+    kind: Kind, copy: GlanceFunction, seal: AggregateFunction, long_way: TakeFunction
+) -> TakeFunction:
+    model = _MODELS[kind]
+
+    def take(source: Any) -> Record | DropReason | None:
+        if type(source) is not model or source.__pydantic_extra__:
+            return long_way(source)
+        fields = copy(source.__dict__)
+        return long_way(source) if fields is None else seal(fields)
+
+    return take
+
+
+def _glance(kind: Kind, bound: Sequence[_Bound], inside: Mark) -> Glance | None:
+    """The quick way through the enrichers; None when one of them has to be called."""
+    rules = [enricher.text_rules(kind) for enricher, _ in bound]
+    told = [one for one in rules if one is not None]
+    return Glance(kind, told, inside) if len(told) == len(rules) else None
 
 
 def _id_generator() -> Callable[[], str]:

@@ -49,7 +49,8 @@ class EventPriorities:
     def __init__(self, overrides: Mapping[str, str] | None = None) -> None:
         """``overrides`` has names of classes, in lower case, by event type."""
         own = {name: Priority[value.upper()] for name, value in (overrides or {}).items()}
-        self._classes = {**_EVENTS, **own}
+        self.classes = {**_EVENTS, **own}
+        """By event type; what is not in it counts as an attack."""
 
     def of(self, event_type: object) -> Priority:
         """
@@ -59,7 +60,7 @@ class EventPriorities:
         """
         if not isinstance(event_type, str):
             return Priority.DIAGNOSTIC
-        return self._classes.get(event_type, Priority.ATTACK)
+        return self.classes.get(event_type, Priority.ATTACK)
 
 
 event_priority = EventPriorities().of

@@ -64,7 +64,7 @@ class Ring:
         self._room = threading.Condition(self._lock)
         self._waiters: deque[Callable[[], object]] = deque(maxlen=_MAX_WAITERS)
 
-    def put(self, record: Record, *, evict: bool, summary: bool = False) -> bool:
+    def put(self, record: Record, evict: bool, *, summary: bool = False) -> bool:
         """
         Accept a record.
 
@@ -75,33 +75,35 @@ class Ring:
         A ``summary`` stands for records that were accepted before: it is not counted again, and
         gets in while the ring is closed to others.
         """
-        size = len(record.payload)
+        _, kind, priority, payload, _ = record
+        size = len(payload)
+        ledger = self._ledger
         with self._lock:
             if summary:
-                self._ledger.summaries += 1
-                self._ledger.accepted -= 1
-                self._ledger.accepted_metrics -= record.kind == "metric"
+                ledger.summaries += 1
+                ledger.accepted -= 1
+                ledger.accepted_metrics -= kind == "metric"
             elif self._closed is not None:
-                self._book_drop(self._closed, record.kind)
+                self._book_drop(self._closed, kind)
                 return True
-            if self._count >= self._max_records or self._bytes + size > self._max_bytes:
+            count, total = self._count, self._bytes + size
+            if count >= self._max_records or total > self._max_bytes:
                 if not evict:
                     self._refused = True
                     return False
-                if not self._make_room(record.priority, size):
-                    self._book_drop(DropReason.OVERFLOW, record.kind)
+                if not self._make_room(priority, size):
+                    self._book_drop(DropReason.OVERFLOW, kind)
                     return True
-            self._ledger.accepted += 1
-            if record.kind == "metric":
-                self._ledger.accepted_metrics += 1
-            self._queues[record.priority].append(record)
-            self._queued_bytes[record.priority] += size
-            self._count += 1
-            self._bytes += size
-            wake = self._count == 1
-            if not self._pressed and (
-                self._count >= self._wake_records or self._bytes >= self._wake_bytes
-            ):
+                count, total = self._count, self._bytes + size
+            ledger.accepted += 1
+            if kind == "metric":
+                ledger.accepted_metrics += 1
+            self._queues[priority].append(record)
+            self._queued_bytes[priority] += size
+            self._count = count = count + 1
+            self._bytes = total
+            wake = count == 1
+            if not self._pressed and (count >= self._wake_records or total >= self._wake_bytes):
                 self._pressed = wake = True
         if wake:
             self._on_wake()

@@ -20,13 +20,15 @@ import inspect
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
 
-from guard_agent import Enricher, EnrichFunction, Fields, Kind, Stage
+from guard_agent import Enricher, EnrichFunction, Fields, Kind, Stage, TextRules
 from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.inspection import ENRICHER, Seam
+from guard_agent.core.intake.glance import MAX_TEXT
 from guard_agent.testing.contracts.base import PluginContract, watched
 from guard_agent.testing.corpus import SECRET, hostile_records, ordinary_record, secret_records
 from guard_agent.testing.records import make_event, make_metric
@@ -34,6 +36,7 @@ from guard_agent.testing.transports import RecordingTransport
 
 MOST_ADDED = 64 * 1024
 """Bytes by which a record may grow."""
+_MOST = 10**12
 _KINDS: tuple[Kind, ...] = ("event", "metric")
 _THREADS = 4
 
@@ -162,6 +165,23 @@ class EnricherContract(PluginContract):
 
         assert seen == []
 
+    @pytest.mark.parametrize("kind", _KINDS)
+    async def test_its_text_rules_say_the_same_as_the_function(self, kind: Kind) -> None:
+        plugin = self.make()
+        function, rules = plugin.bind(kind), plugin.text_rules(kind)
+        if function is None or rules is None:
+            return
+
+        def records() -> list[Fields]:
+            found = [ordinary_record(kind), *hostile_records(kind)]
+            return [*found, *secret_records()] if kind == "event" else found
+
+        for fields, same in zip(records(), records(), strict=True):
+            shown = _shown(fields)
+            with suppress(_UntoldError):
+                told = _by_text(fields, rules)
+                assert told == function(same), shown
+
     # --- secrets ----------------------------------------------------------------------------------
 
     async def test_one_that_redacts_leaves_no_secret(self) -> None:
@@ -191,6 +211,38 @@ class EnricherContract(PluginContract):
         dropped = {} if not self.drops else books["dropped"]
         assert books["dropped"] == dropped
         assert books["delivered"] + sum(books["dropped"].values()) == 2, books
+
+
+class _UntoldError(Exception):
+    """Only the function can tell."""
+
+
+def _by_text(fields: Fields, rules: TextRules) -> Fields:
+    """What ``rules`` make of a record, or of an object in it."""
+    replaced = rules.replaced(tuple(fields))
+    if replaced is None:
+        raise _UntoldError
+    return {
+        name: value
+        if name in ("timestamp", "idempotency_key")
+        else _value_by_text(value, replaced.get(name), rules)
+        for name, value in fields.items()
+    }
+
+
+def _value_by_text(value: Any, marker: str | None, rules: TextRules) -> Any:
+    if value is None or type(value) is bool:
+        return value
+    if type(value) is str and len(value) <= MAX_TEXT:
+        if marker is not None:
+            return marker if value else value
+        if rules.keeps(value):
+            return value
+    elif marker is None and type(value) is dict:
+        return _by_text(value, rules)
+    elif marker is None and type(value) in (int, float) and abs(value) < _MOST:
+        return value
+    raise _UntoldError
 
 
 def _unchanged(fields: Fields) -> Fields:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
@@ -20,6 +21,7 @@ from guard_agent import (
     Kind,
     PluginSettings,
     Stage,
+    TextRules,
     hookimpl,
 )
 from guard_agent_redaction.names import SensitiveNames, squash
@@ -170,6 +172,16 @@ class RedactionEnricher(Enricher):
     settings: RedactionSettings
 
     def bind(self, kind: Kind) -> EnrichFunction:  # noqa: ARG002 - both kinds are treated alike
+        return self._redactor.record
+
+    def text_rules(self, kind: Kind) -> TextRules | None:  # noqa: ARG002 - both kinds are treated alike
+        redactor = self._redactor
+        if not redactor.tells_by_text:
+            return None
+        return TextRules(redactor.replaced, redactor.keeps)
+
+    @cached_property
+    def _redactor(self) -> Redactor:
         names = SensitiveNames(
             always=self.context.config.sensitive_headers,
             extra=self.settings.names,
@@ -191,7 +203,7 @@ class RedactionEnricher(Enricher):
             if decided
             else None,
             pseudonyms if settings.hash_ip else None,
-        ).record
+        )
 
 
 def _flat(value: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

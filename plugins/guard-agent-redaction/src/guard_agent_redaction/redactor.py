@@ -19,7 +19,7 @@ from guard_agent_redaction.budget import Budget, BudgetError
 from guard_agent_redaction.names import COUNTABLE, HARMLESS, unmask
 from guard_agent_redaction.pairs import PairRedactor, redact_bare_cookies
 from guard_agent_redaction.policies import Settled
-from guard_agent_redaction.shapes import REDACTED, is_card_number, redact_shapes
+from guard_agent_redaction.shapes import REDACTED, is_card_number, is_plain, redact_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +52,8 @@ _LARGEST_CARD = 10**19
 _JSON_STARTS = frozenset('{["')
 _ESCAPE = re.compile(r"\\{1,32}(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2}))")
 _NAME_KEYS = ("name", "key", "header", "field", "Name", "Key")
+_NAME_KEYS_SET = frozenset(_NAME_KEYS)
+_VALUE_KEYS = frozenset({"value", "Value"})
 
 _MEMO_SIZE = 2048
 _MEMO_TEXT = 256
@@ -92,6 +94,27 @@ class Redactor:
         self._dict(fields, 0, 0)
         fields.update(untouched)
         return fields
+
+    @property
+    def tells_by_text(self) -> bool:
+        """Whether what becomes of a text depends on nothing but the text and its name."""
+        return self._policies is None and self._addresses is None
+
+    def replaced(self, names: tuple[str, ...]) -> dict[str, str] | None:
+        """Under which of the names of one object `REDACTED` takes the place of every text."""
+        self._budget.renew()
+        if not _VALUE_KEYS.isdisjoint(names) and not _NAME_KEYS_SET.isdisjoint(names):
+            return None
+        if any(self.text(name) != name for name in names):
+            return None
+        return {name: REDACTED for name in names if self._names.verdict(name) != HARMLESS}
+
+    def keeps(self, text: str) -> bool:
+        """Whether nothing in ``text`` is redacted."""
+        if len(text) <= MAX_SIZE and not self._patterns and is_plain(text):
+            return True
+        self._budget.renew()
+        return self.text(text) == text
 
     def value(self, value: Any) -> Any:
         """Redact one value whatever its name is, containers in place."""
