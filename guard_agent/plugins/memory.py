@@ -93,13 +93,13 @@ class _Queue:
         self._sweep()
 
     def pop(self) -> str | None:
-        fresh, returned = self._fresh, self._returned
+        fresh, returned, live = self._fresh, self._returned, self._live
         while fresh or returned:
             if returned and not (fresh and fresh[0] < returned[0]):
                 entry = heappop(returned)
             else:
                 entry = fresh.popleft()
-            if entry in self._live:
+            if entry in live:
                 return entry
         return None
 
@@ -170,6 +170,15 @@ class _Cursor:
         self.leased = 0
         self.bytes = 0
         self.dead = dead
+
+    def holds(self, lease_id: str, ids: Sequence[str]) -> bool:
+        """Whether ``ids`` are all that this lease still holds, each once."""
+        held = self.leases.get(lease_id)
+        return (
+            held is not None
+            and held.remaining == len(ids) == len(set(ids))
+            and all(self.pending.get(entry) is held for entry in ids)
+        )
 
     def let_go(self, held: _Held) -> None:
         """Count one entry less for ``held``, which ends with its last."""
@@ -345,17 +354,19 @@ class MemoryStore(BufferStore):
             lower -= bool(share) and not queue.is_empty()
             most = max_records - lower * share
             most_bytes = max_bytes - lower * (max_bytes // LEASE_SHARE)
+            pop = queue.pop
             while len(entries) < most:
-                entry = queue.pop()
+                entry = pop()
                 if entry is None:
                     break
                 record = records[entry]
-                if size + len(record.payload) > most_bytes and entries:
+                length = len(record.payload)
+                if size + length > most_bytes and entries:
                     queue.put_back(entry)
                     if not lower:
                         return entries
                     break
-                size += len(record.payload)
+                size += length
                 entries[entry] = record
         return entries
 
@@ -373,6 +384,9 @@ class MemoryStore(BufferStore):
         cursor = self._cursor(lease.destination)
         pending = cursor.pending
         before = len(pending)
+        if len(self._pending) == 1 and not self._skipped and cursor.holds(lease.id, ids):
+            self._forget_lease(cursor, lease.id, ids)
+            return len(ids)
         for entry in ids:
             if entry in pending:
                 held = pending[entry]
@@ -434,6 +448,17 @@ class MemoryStore(BufferStore):
             cursor.delayed = [item for item in cursor.delayed if item[1] in cursor.pending]
             heapify(cursor.delayed)
         return released
+
+    def _forget_lease(self, cursor: _Cursor, lease_id: str, ids: Iterable[str]) -> None:
+        """The only destination is done with all of a lease, as it nearly always is."""
+        pending, records = cursor.pending, self._records
+        size = 0
+        for entry in ids:
+            del pending[entry]
+            size += len(records.pop(entry).payload)
+        cursor.bytes -= size
+        cursor.leased -= cursor.leases.pop(lease_id).remaining
+        self._bytes -= size
 
     def _forget(self, cursor: _Cursor, entry: str) -> None:
         """The destination is done with ``entry``; the last one to be done frees it."""

@@ -305,14 +305,16 @@ class Rollup(Aggregator):
         """What identical events have in common, or None when that cannot be told."""
         metadata: Any = fields.get("metadata")
         ignored = self._ignored
-        if type(metadata) is dict and not ignored.isdisjoint(metadata):
-            metadata = {name: value for name, value in metadata.items() if name not in ignored}
         try:
+            if type(metadata) is dict and not ignored.isdisjoint(metadata):
+                metadata = metadata.copy()
+                for name in ignored.intersection(metadata):
+                    del metadata[name]
             same = _identity(fields)
             if same[0] in _COUNTING:
                 same = same[:-1]
             if len(fields) == _FIELDS:
-                return hash(orjson.dumps((same, metadata)))
+                return hash((same, orjson.dumps(metadata) if metadata else None))
             more = {name: fields[name] for name in sorted(fields.keys() - _KNOWN)}
             return hash(orjson.dumps((same, metadata, more)))
         except (KeyError, TypeError, ValueError):
