@@ -135,7 +135,7 @@ def test_importing_has_no_effect():
     """
     script = (
         "import sys, threading, logging\n"
-        "import guard_agent\n"
+        "from guard_agent import AgentConfig, SecurityEvent, guard_agent\n"
         "assert threading.active_count() == 1\n"
         "assert not logging.getLogger('guard_agent').handlers\n"
         "loaded = {name for name in sys.modules if name.startswith('guard_agent.plugins')}\n"
@@ -232,6 +232,25 @@ def test_the_examples_of_the_first_readme_are_accepted(settings):
     config = AgentConfig(**settings)
 
     assert {name: getattr(config, name) for name in settings} == settings
+
+
+def test_importing_the_package_loads_nothing_that_is_heavy():
+    script = (
+        "import sys, guard_agent\n"
+        "heavy = {'aiohttp', 'asyncio', 'click', 'cryptography', 'orjson', 'pydantic', 'redis'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "assert guard_agent.models.SecurityEvent is guard_agent.SecurityEvent\n"
+        "assert 'client' in dir(guard_agent) and 'AgentConfig' in dir(guard_agent)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=60)
+
+
+def test_every_public_name_is_there_and_is_found_in_the_right_place():
+    found = {name: getattr(guard_agent, name) for name in guard_agent.__all__}
+
+    assert set(guard_agent._HOME) | {"__version__"} == set(guard_agent.__all__)
+    for name, module in guard_agent._HOME.items():
+        assert found[name] is getattr(sys.modules[module], name)
 
 
 def test_the_quick_start_imports():

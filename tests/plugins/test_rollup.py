@@ -7,7 +7,7 @@ import threading
 import pytest
 from pydantic import ValidationError
 
-from guard_agent import Aggregated, Record, Stage
+from guard_agent import Aggregated, Enricher, PluginSettings, Record, Stage
 from guard_agent.core.intake.pipeline import Pipeline
 from guard_agent.core.ledger import DropReason
 from guard_agent.plugins import rollup
@@ -179,23 +179,25 @@ def test_how_often_a_limit_was_exceeded_is_no_difference():
 
 
 def test_an_enricher_that_drops_a_record_drops_its_repeats_too():
-    class Filter:
+    class Filter(Enricher):
+        name = "filter"
         stage = Stage.DERIVE
-        context = make_context()
 
         def bind(self, kind):
             return lambda fields: None
 
-    intake = Intake(Filter())
+    intake = Intake(Filter(PluginSettings(), make_context()))
     assert [intake.event() for _ in range(3)] == [DropReason.FILTERED] * 3
     assert intake.collect() == []
     assert intake.rollup.books == Aggregated()
 
 
-def test_a_lone_surrogate_keeps_an_event_from_being_merged_not_from_leaving():
+def test_events_with_a_lone_surrogate_leave_and_are_merged_like_others():
     intake = Intake()
 
-    assert [intake.event(reason="\ud800") is not None for _ in range(2)] == [True, True]
+    assert [intake.event(reason="\ud800") is not None for _ in range(3)] == [True, False, False]
+    assert intake.event(reason="\udfff") is not None
+    assert [event["metadata"]["guard.count"] for event in intake.collect()] == [2]
 
 
 def test_repeats_can_be_off_and_types_left_alone():
@@ -517,8 +519,8 @@ def test_threads_that_record_while_it_is_collected_lose_no_count():
 
 
 def test_no_text_that_was_not_redacted_is_kept():
-    class Redactor:
-        context = make_context()
+    class Redactor(Enricher):
+        name = "redactor"
         stage = Stage.REDACT
 
         def bind(self, kind):
@@ -531,7 +533,9 @@ def test_no_text_that_was_not_redacted_is_kept():
 
             return redact
 
-    intake = Intake(Redactor(), per_source={"*": 2}, sample={NOISE: 0.5})
+    intake = Intake(
+        Redactor(PluginSettings(), make_context()), per_source={"*": 2}, sample={NOISE: 0.5}
+    )
     for number in range(6):
         for _ in range(2):
             intake.event(reason=f"s3cret {number}", endpoint=f"/s3cret/{number}")
