@@ -16,9 +16,10 @@ import re
 import shlex
 import sys
 import types
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from unittest.mock import patch
+from typing import TYPE_CHECKING
 
 import click
 import httpx
@@ -36,6 +37,9 @@ from guard_agent.core.assembly.registry import Registry
 from guard_agent.testing.contracts import EnricherContract
 from guard_agent.testing.contracts.state_machine import STATES
 from guard_agent.testing.records import make_event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytest_plugins = ["guard_agent.testing.pytest_plugin"]
 
@@ -95,6 +99,16 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
+@contextmanager
+def known_as(name: str, module: types.ModuleType) -> Iterator[None]:
+    """It can be imported. What is imported meanwhile stays: other modules hold on to it."""
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 def python_of(page: str) -> list[str]:
     return [text for language, text in blocks(page) if language == "python"]
 
@@ -137,7 +151,7 @@ def registry_for(page: str) -> Registry:
     for source in python_of(page):
         if "@hookimpl" in source:
             module = types.ModuleType("of_the_page")
-            with patch.dict(sys.modules, {"of_the_page": module}):
+            with known_as("of_the_page", module):
                 exec(source, module.__dict__)
             (name,) = re.findall(r"^    name = \"(.+)\"$", source, re.MULTILINE)
             registry.register(module, name=name)
@@ -434,7 +448,7 @@ def plugin_and_suite(page: str) -> type:
     (name,) = re.findall(r"^from (guard_agent_my_\w+) import", suite, re.MULTILINE)
     module = types.ModuleType(name)
     names: dict = {"__name__": __name__}
-    with patch.dict(sys.modules, {name: module}):
+    with known_as(name, module):
         exec(plugin, module.__dict__)
         exec(suite, names)
     (tests,) = (value for key, value in names.items() if key.startswith("Test"))
