@@ -22,7 +22,7 @@ def test_the_templates_are_for_the_suites_of_this_version():
     assert _CONTRACT_VERSION == CONTRACT_VERSION
 
 
-@pytest.mark.parametrize("kind", ["transport", "store", "rules", "enricher"])
+@pytest.mark.parametrize("kind", ["transport", "store", "rules", "enricher", "aggregator"])
 def test_every_placeholder_is_filled_and_every_module_compiles(tmp_path, kind):
     result = new(kind, "my-collector", "--into", tmp_path)
 

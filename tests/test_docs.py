@@ -60,7 +60,7 @@ def test_the_suites_of_a_plugin_pass(pytester, monkeypatch):
     """On the packages that ``guard-agent new`` writes."""
     suites = [part for part in blocks("testing.md") if "contracts" in part]
     kinds = {"transport": "my-collector", "rules": "my-rules", "enricher": "my-region"}
-    for kind, name in {**kinds, "store": "my-store"}.items():
+    for kind, name in {**kinds, "aggregator": "my-counter", "store": "my-store"}.items():
         made = CliRunner().invoke(main, ["new", kind, name, "--into", str(pytester.path)])
         assert made.exit_code == 0, made.output
     sources = [str(path) for path in pytester.path.glob("guard-agent-*/src")]
@@ -70,14 +70,14 @@ def test_the_suites_of_a_plugin_pass(pytester, monkeypatch):
 
     # Of the store the sequences of steps: all of it runs in tests/packaging.
     result = pytester.runpytest_subprocess(
-        "-q", "-p", "no:cacheprovider", *[f"test_suite_{number}.py" for number in range(3)],
-        "test_suite_3.py::TestMyStore::test_every_sequence_of_steps_has_the_result_of_the_model",
+        "-q", "-p", "no:cacheprovider", *[f"test_suite_{number}.py" for number in range(4)],
+        "test_suite_4.py::TestMyStore::test_every_sequence_of_steps_has_the_result_of_the_model",
     )  # fmt: skip
 
     outcomes = result.parseoutcomes()
     assert outcomes.keys() == {"passed"}, result.stdout.str()
     assert outcomes["passed"] > 80
-    assert len(suites) == 4
+    assert len(suites) == 5
 
 
 def test_the_version_of_the_suites_is_the_one_on_the_page():

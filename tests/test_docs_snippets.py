@@ -16,9 +16,10 @@ import re
 import shlex
 import sys
 import types
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from unittest.mock import patch
+from typing import TYPE_CHECKING
 
 import click
 import httpx
@@ -37,6 +38,9 @@ from guard_agent.testing.contracts import EnricherContract
 from guard_agent.testing.contracts.state_machine import STATES
 from guard_agent.testing.records import make_event
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 pytest_plugins = ["guard_agent.testing.pytest_plugin"]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +56,8 @@ RUN_BY = {
     "docs/operate.md": (1, __name__),
     "docs/privacy.md": (1, __name__),
     "docs/start.md": (2, __name__),
-    "docs/testing.md": (10, "tests/test_docs.py"),
+    "docs/testing.md": (11, "tests/test_docs.py"),
+    "docs/write/aggregator.md": (2, __name__),
     "docs/write/enricher.md": (3, __name__),
     "docs/write/rules.md": (2, __name__),
     "docs/write/store.md": (2, __name__),
@@ -92,6 +97,16 @@ def blocks(page: str) -> list[tuple[str, str]]:
     """Language and text of each block."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@contextmanager
+def known_as(name: str, module: types.ModuleType) -> Iterator[None]:
+    """It can be imported. What is imported meanwhile stays: other modules hold on to it."""
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def python_of(page: str) -> list[str]:
@@ -136,7 +151,7 @@ def registry_for(page: str) -> Registry:
     for source in python_of(page):
         if "@hookimpl" in source:
             module = types.ModuleType("of_the_page")
-            with patch.dict(sys.modules, {"of_the_page": module}):
+            with known_as("of_the_page", module):
                 exec(source, module.__dict__)
             (name,) = re.findall(r"^    name = \"(.+)\"$", source, re.MULTILINE)
             registry.register(module, name=name)
@@ -433,7 +448,7 @@ def plugin_and_suite(page: str) -> type:
     (name,) = re.findall(r"^from (guard_agent_my_\w+) import", suite, re.MULTILINE)
     module = types.ModuleType(name)
     names: dict = {"__name__": __name__}
-    with patch.dict(sys.modules, {name: module}):
+    with known_as(name, module):
         exec(plugin, module.__dict__)
         exec(suite, names)
     (tests,) = (value for key, value in names.items() if key.startswith("Test"))
@@ -444,6 +459,7 @@ def plugin_and_suite(page: str) -> type:
 TestSmallestTransport = plugin_and_suite("transport")
 TestSmallestRules = plugin_and_suite("rules")
 TestSmallestEnricher = plugin_and_suite("enricher")
+TestSmallestAggregator = plugin_and_suite("aggregator")
 TestSmallestStore = plugin_and_suite("store")
 TestSmallestStore.states = hypothesis_settings(STATES, max_examples=10)
 

@@ -44,6 +44,9 @@ _KINDS = {
     "enricher": _Kind(
         "Enricher", "Enricher", "Enricher of guard-agent that adds a field to every record"
     ),
+    "aggregator": _Kind(
+        "Aggregator", "Aggregator", "Aggregator of guard-agent that counts identical events"
+    ),
 }
 
 

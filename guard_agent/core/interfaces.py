@@ -676,7 +676,8 @@ class Aggregator(Plugin, ABC):
     Merges records that say the same, so that fewer leave.
 
     Unlike an `Enricher` it makes one record of many, some time later. What it absorbs exists only
-    in it until then, and is lost when the process is killed: what must not be lost it lets pass.
+    in it until then, and is lost when the process is killed: what must not be lost it lets pass,
+    and so what stands for several already.
 
     It sees fields that may not be redacted yet, and must not keep them nor anything made of them
     that they could be read from: what it keeps are numbers, and records as ``encode`` made them.
@@ -698,8 +699,9 @@ class Aggregator(Plugin, ABC):
         counted together.
 
         The function is called in the thread of the application, from several at a time; it must
-        not block. It owns the fields. It returns what ``encode`` did, or a record that stands for
-        this one and some that were absorbed, or None when it has absorbed the record.
+        not block, nor hold a lock while it encodes. It owns the fields. It returns what ``encode``
+        did, or a record that stands for this one and some that were absorbed, or None when it has
+        absorbed the record.
         """
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from heapq import heapify, heappop, heappush
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -18,6 +18,7 @@ from guard_agent import (
     DestinationDepth,
     Lease,
     Level,
+    Peeked,
     PluginContext,
     PluginSettings,
     Priority,
@@ -36,6 +37,9 @@ _PRIORITIES = range(len(Priority))  # going through the enum itself costs four t
 _OVERHEAD = 400
 _OVERHEAD_PER_DESTINATION = 120
 _FREE_OVERHEAD = 12 * 1024 * 1024
+
+# Ids of equal length sort as text in the order of their age.
+_FIRST_ID = 1 << 60
 
 
 class MemorySettings(PluginSettings):
@@ -56,6 +60,11 @@ class MemorySettings(PluginSettings):
         ge=0,
         description="Most payload bytes of the dead letters of each destination",
     )
+
+
+def entry_id(number: int) -> str:
+    """The id of the record before which so many others came."""
+    return hex(_FIRST_ID + number)
 
 
 class _Queue:
@@ -218,8 +227,8 @@ class MemoryStore(BufferStore):
         # ``_skipped`` until its lease is over.
         self._evictable = [_Queue(self._records) for _ in _PRIORITIES]
         self._skipped: set[str] = set()
-        # Ids of equal length sort as text in the order of their age.
-        self._entry_ids = map(hex, count(1 << 60))
+        self._inserted = 0
+        self._entry_ids = map(hex, count(_FIRST_ID))  # those of `entry_id`, without a call
         self._lease_ids = map(str, count(1))
 
     @property
@@ -257,8 +266,9 @@ class MemoryStore(BufferStore):
 
     def _insert(self, records: Sequence[Record], size: int, cursors: Collection[_Cursor]) -> None:
         """Take in records that ``cursors`` want."""
-        entries = dict(zip(self._entry_ids, records))  # noqa: B905 - the ids never end
+        entries = dict(zip(islice(self._entry_ids, len(records)), records, strict=True))
         self._records.update(entries)
+        self._inserted += len(entries)
         self._bytes += size
         by_priority: list[list[str]] = [[] for _ in _PRIORITIES]
         for entry, record in entries.items():
@@ -496,20 +506,32 @@ class MemoryStore(BufferStore):
     async def dead_letters(self, destination: str) -> Sequence[DeadLetter]:
         return tuple(self._cursor(destination).dead.letters)
 
-    async def replay(self, destination: str, limit: int) -> int:
-        return len(self._replay(destination, limit))
-
-    def _replay(self, destination: str, limit: int) -> list[Record]:
+    async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
         cursor = self._cursor(destination)
-        replayed: list[Record] = []
+        end = self._inserted
+        start = int(after) if after is not None and after.isdecimal() else 0
+        if start > end:  # of another store than this one
+            start = 0
+        if limit < 1:
+            return Peeked((), str(end))
+        following = entry_id(start)
+        found = list(islice((entry for entry in cursor.pending if entry >= following), limit))
+        if len(found) == limit:
+            end = int(found[-1], 16) - _FIRST_ID + 1
+        passed = 0 if after is None else end - start - len(found)
+        return Peeked(tuple([self._records[entry] for entry in found]), str(end), passed)
+
+    async def replay(self, destination: str, limit: int) -> int:
+        cursor = self._cursor(destination)
+        replayed = 0
         while (
-            len(replayed) < limit
+            replayed < limit
             and cursor.dead.letters
             and self._has_room(cursor.dead.letters[0].record)
         ):
             record = cursor.dead.pop().record
             self._insert((record,), len(record.payload), (cursor,))
-            replayed.append(record)
+            replayed += 1
         return replayed
 
 

@@ -96,6 +96,7 @@ PER_REQUEST = (
 )
 """Names in the metadata that differ in each event and say nothing of what happened."""
 
+COUNT = "guard.count"
 OTHER = "other"
 SCALE = 2
 _PER_OCTAVE = 2**SCALE
@@ -275,8 +276,11 @@ class Rollup(Aggregator):
 
         def take(fields: Fields) -> Any:
             event_type: Any = fields.get("event_type")
-            if event_type in off:
+            if type(event_type) is not str or event_type in off:
                 return encode(fields)
+            metadata = fields.get("metadata")
+            if type(metadata) is dict and COUNT in metadata:
+                return encode(fields)  # stands for several already, as from another agent
             if event_type in sampled:
                 return self._join(event_type, "sample", fields, encode)
             key = identify(fields) if repeats else None
@@ -288,9 +292,9 @@ class Rollup(Aggregator):
                 record = encode(fields)
             if key is None or type(record) is not Record:
                 return record
-            # Without the lock: one step of the interpreter.
+            # Without the lock: one step of the interpreter, that takes no other's place.
             if len(groups) < most:
-                groups[key] = clock()
+                groups.setdefault(key, clock())
             else:
                 self._full += 1
             return record
@@ -302,7 +306,7 @@ class Rollup(Aggregator):
         metadata: Any = fields.get("metadata")
         ignored = self._ignored
         try:
-            if metadata and not ignored.isdisjoint(metadata):
+            if type(metadata) is dict and not ignored.isdisjoint(metadata):
                 metadata = metadata.copy()
                 for name in ignored.intersection(metadata):
                     del metadata[name]
@@ -320,7 +324,7 @@ class Rollup(Aggregator):
         """Count an event for its group; the first of a group leaves as it is."""
         with self._lock:
             group = self._groups.get(key)
-            if type(group) is _Group and group.held is not None:
+            if type(group) is _Group and group.held is not None and not self._closed:
                 return self._count(group)
         record = encode(fields)
         if type(record) is not Record:
@@ -365,7 +369,7 @@ class Rollup(Aggregator):
     def _cap(self, event_type: str, fields: Fields, encode: EncodeFunction) -> Any:
         """An event that is the first of its kind: pass it, unless its address floods."""
         address = fields.get("ip_address")
-        if not address:
+        if not address or type(address) is not str:
             return encode(fields)
         key = (event_type, hash(address))
         with self._lock:
@@ -374,7 +378,7 @@ class Rollup(Aggregator):
                 group = self._groups[key] = _Group("source")
             if type(group) is not _Group:
                 return encode(fields)
-            if group.held is not None:
+            if group.held is not None and not self._closed:
                 return self._count(group)
             group.passed += 1
             group.last = time.time()
@@ -392,21 +396,21 @@ class Rollup(Aggregator):
         series, lock, meanings = self._series, self._lock, self._meanings
 
         def take(fields: Fields) -> Any:
-            meaning = meanings.get(fields.get("metric_type"))  # type: ignore[arg-type]
+            metric_type: Any = fields.get("metric_type")
+            meaning = meanings.get(metric_type) if type(metric_type) is str else None
             tags = fields.get("tags")
-            if meaning is None or type(tags) is not dict:
+            if meaning is None or type(tags) is not dict or COUNT in tags:
                 return encode(fields)
-            endpoint = fields.get("endpoint") or tags.get("endpoint")
-            if endpoint:
-                self._place(fields, tags, endpoint)
-            metric_type, value = fields["metric_type"], fields["value"]
+            endpoint, value = fields.get("endpoint") or tags.get("endpoint"), fields["value"]
             try:
+                if endpoint:
+                    self._place(fields, tags, endpoint)
                 key = hash(orjson.dumps((metric_type, fields.get("endpoint"), tags)))
             except (TypeError, ValueError):
-                return encode(fields)
+                return encode(fields)  # nothing of ours: an endpoint that is no text, a surrogate
             with lock:
                 known = series.get(key)
-                if known is not None:
+                if known is not None and not self._closed:
                     return self._add(known, metric_type, value)
                 room = not self._closed and len(series) < self.settings.max_groups
             record = encode(fields)
@@ -447,7 +451,7 @@ class Rollup(Aggregator):
     def _requests_of(self, fields: Fields, tags: Mapping[str, Any]) -> list[float]:
         """Where the requests to an endpoint are summed up, for the rate of its errors."""
         endpoint = fields.get("endpoint") or tags.get("endpoint")
-        key = hash((endpoint, tags.get("method")))
+        key = hash((endpoint, str(tags.get("method"))))
         with self._lock:
             return self._requests.setdefault(key, [0])
 
@@ -531,13 +535,13 @@ class Rollup(Aggregator):
             return record
         notes: dict[str, Any] = {
             "guard.rollup": group.mode,
-            "guard.count": count,
+            COUNT: count,
             "guard.first": _moment(first),
             "guard.last": _moment(last),
         }
         event = orjson.loads(record.payload)
         if group.mode == "sample":
-            notes["guard.rate"] = round(1 / self._every[event["event_type"]], 6)
+            notes["guard.rate"] = round(1 / group.most, 6)
         if group.mode == "source":
             event.update(dict.fromkeys(_OF_A_REQUEST))
             event["reason"] = f"{count} further events of this type from this address"
@@ -603,7 +607,7 @@ def _sum_up(series: _Series) -> Record:
     metric = orjson.loads(series.held.payload)
     total = max(-_MAX_SUM, min(float(series.total), _MAX_SUM))
     tags = {
-        "guard.count": str(series.count),
+        COUNT: str(series.count),
         "guard.sum": _number(total),
         "guard.min": _number(series.least),
         "guard.max": _number(series.most),

@@ -323,6 +323,15 @@ def test_ga115_settings_of_a_plugin_that_is_not_in_use(caplog):
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
+def test_settings_of_a_store_that_the_application_may_hand_over_are_in_use():
+    open_to_it = config(plugins={"handler": {"max_dead_letters": 5}}).model_copy()
+    open_to_it.model_fields_set.discard("store")
+
+    assert compose(open_to_it, registry()).problems == ()
+    (problem,) = plan_of(plugins=open_to_it.plugins).problems
+    assert problem.code == "GA115"
+
+
 def test_ga115_gives_no_hint_for_a_name_that_is_spelt_right():
     plan = plan_of(plugins={"acme-twice": {"port": 1}})
 

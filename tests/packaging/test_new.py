@@ -15,6 +15,7 @@ KINDS = {
     "store": "my-store",
     "rules": "my-rules",
     "enricher": "my-region",
+    "aggregator": "my-counter",
 }
 
 # The first test waits for what all of them share.
@@ -41,7 +42,7 @@ def generated(tmp_path_factory):
 @pytest.fixture(scope="module")
 def python(generated, bare_environment, tmp_path_factory):
     """
-    The interpreter of a virtual environment with the wheels of all four packages.
+    The interpreter of a virtual environment with the wheels of all these packages.
 
     It sees what the tests themselves run with, so that nothing has to be fetched.
     """
@@ -86,8 +87,8 @@ def test_what_is_generated_is_listed_as_a_plugin(python, bare_environment, tmp_p
         [python, "-m", "guard_agent.cli", "plugins"], cwd=tmp_path, env={**bare_environment, **own}
     )
 
-    kinds = {"transport": "transport", "store": "store", "enricher": "enricher"}
+    kinds = {"rules": "rule source"}
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in listing.splitlines()}
     for kind, name in KINDS.items():
-        wanted = f"{kinds.get(kind, 'rule source')} guard-agent-{name} 0.1.0 available"
+        wanted = f"{kinds.get(kind, kind)} guard-agent-{name} 0.1.0 available"
         assert rows[name] == wanted, listing

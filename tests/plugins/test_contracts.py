@@ -1,4 +1,4 @@
-"""The contracts of the built-in transports, enrichers and rule sources; stores have their own."""
+"""The contracts of the built-in plugins that are no stores; those have their own modules."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import pytest
 from guard_agent.plugins.console import ConsoleTransport
 from guard_agent.plugins.file import FileRules
 from guard_agent.plugins.jsonl import JsonlTransport
+from guard_agent.plugins.rollup import Rollup
 from guard_agent.plugins.truncate import TruncateEnricher
 from guard_agent.testing.contracts import (
+    AggregatorContract,
     EnricherContract,
     LocalRuleSourceContract,
     LocalTransportContract,
 )
+from guard_agent.testing.contracts.aggregator import DIFFERENCES
 from guard_agent.testing.peers import RecordsPeer, RulesPeer
 
 
@@ -144,3 +147,32 @@ class TestTruncateEverythingContract(EnricherContract):
 
     def settings(self):
         return {"max_length": 0}
+
+
+class TestRollupContract(AggregatorContract):
+    plugin = Rollup
+    at_once = ("event",)
+    most_open = 200
+
+    def settings(self):
+        return {"interval": 3600, "max_groups": 100, "max_endpoints": 100}
+
+
+class TestRollupBySampleAndSourceContract(AggregatorContract):
+    """Of each address the first few leave, and of one event type every fourth."""
+
+    plugin = Rollup
+    at_once = ("event",)
+    may_differ = frozenset(DIFFERENCES["event"]) - {"event_type", "ip_address"}
+    most_open = 200
+
+    def settings(self):
+        return {
+            "interval": 3600,
+            "max_groups": 100,
+            "max_endpoints": 100,
+            "sample": {"ip_blocked": 0.25},
+            "per_source": {"*": 3},
+            "metrics": {"response_time": "total", "request_count": "off"},
+            "routes": ["/files/{name}"],
+        }

@@ -10,18 +10,21 @@ import redis
 from guard_core.handlers.redis_handler import RedisManager
 from guard_core.models import SecurityConfig
 from guard_core.sync.handlers.redis_handler import RedisManager as BlockingRedisManager
+from hypothesis import Phase, settings
 
-from guard_agent import GuardAgentError, HostRedis, Level
+from guard_agent import DeadLetter, GuardAgentError, HostRedis, Level
 from guard_agent.plugins.handler import (
     JOURNAL,
     OWNERS,
     HandlerStore,
+    Page,
     decode,
     encode,
     guard_agent_buffer_stores,
 )
 from guard_agent.plugins.memory import MemorySettings
-from guard_agent.testing.contracts.buffer_store import BufferStoreBehaviour
+from guard_agent.testing.contracts import BufferStoreContract
+from guard_agent.testing.contracts.state_machine import STATES
 from guard_agent.testing.records import make_context, make_record
 from guard_agent.testing.redis_server import redis_server  # noqa: F401 - a fixture
 
@@ -77,22 +80,34 @@ async def journal(host):
     """The ids of the records that a new process would find, in order."""
     found = []
     for key in sorted(await host.call("keys", f"{JOURNAL}:*")):
-        found += [
-            r.id
-            for r in decode(await host.call("get_key", JOURNAL, key.partition(f"{JOURNAL}:")[2]))
-        ]
+        page = decode(await host.call("get_key", JOURNAL, key.partition(f"{JOURNAL}:")[2]))
+        found += [record.id for record, _ in page.rows]
     return found
 
 
-class TestHandlerStore(BufferStoreBehaviour):
-    """No configuration makes one, so only what it does is checked, not how it is composed."""
+class TestHandlerStore(BufferStoreContract):
+    """Two owners have records of their own; the next one has what a dead one left."""
+
+    plugin = HandlerStore
+    shared = False
+    dead_letter_limit = 40
+    states = settings(STATES, phases=[Phase.generate])  # what fails is shown in time, if longer
 
     @pytest.fixture(autouse=True)
     def _host(self, host):
         self.host = host
 
+    def host_redis(self):
+        return self.host
+
+    def settings(self):
+        return {"max_dead_letters": 40}
+
     def make_store(self, context):
-        return HandlerStore(MemorySettings(), context, self.host)
+        return HandlerStore(MemorySettings(**self.settings()), context, self.host)
+
+    async def kill(self, store):
+        await self.host.call("delete", OWNERS, store._owner)  # its time has run out
 
 
 async def test_an_append_is_written_down_before_it_is_confirmed(host):
@@ -117,7 +132,7 @@ async def test_the_journal_says_what_is_not_delivered_yet(host):
     lease = await store.lease("two", 1, BIG, 60)
     assert lease is not None
     await store.bury(lease, list(lease.entries), "refused")
-    assert await host.call("keys", f"{JOURNAL}:*") == []
+    assert await journal(host) == []
     await store.close()
     assert await host.call("keys", f"{OWNERS}:*") == []
 
@@ -193,12 +208,71 @@ async def test_what_a_living_process_wrote_down_is_left_alone(host):
     await one.close()
 
 
+async def test_another_project_on_the_same_server_is_left_alone(host):
+    """Its records must not leave with the key of this one."""
+    theirs, ours = make(host, project_id="theirs"), make(host, project_id="ours")
+    await theirs.open()
+    await theirs.append([make_record(1)], evict=True)
+    await theirs.close()
+    await ours.open()
+    assert (await ours.stats())["one"].pending == 0
+    await ours.close()
+    again = make(host, project_id="theirs")
+    await again.open()
+    assert (await again.stats())["one"].pending == 1
+    await again.close()
+
+
+async def test_a_restart_sends_nothing_to_a_destination_that_has_it(host):
+    """Also when the destinations are others than before."""
+    store = make(host, ("one", "two"))
+    await store.open()
+    await store.append([make_record(n) for n in (1, 2)], evict=True)
+    lease = await store.lease("one", 10, BIG, 60)
+    await store.ack(lease, list(lease.entries))
+    await store.close()
+
+    store = make(host, ("one", "new"))
+    await store.open()
+    assert {name: depth.pending for name, depth in (await store.stats()).items()} == {
+        "one": 0,
+        "new": 2,
+    }
+    await store.close()
+
+
+async def test_dead_letters_outlive_the_process_up_to_their_bound(host):
+    store = make(host)
+    await store.open()
+    await store.append([make_record(n) for n in range(1, 6)], evict=True)
+    lease = await store.lease("one", 5, BIG, 60)
+    for entry in list(lease.entries)[::-1]:
+        await store.bury(lease, [entry], "refused")
+    await host.call("delete", OWNERS, store._owner)
+
+    context = make_context(destinations=("one",))
+    store = HandlerStore(MemorySettings(max_dead_letters=3), context, host)
+    await store.open()
+    kept = [letter.record.id for letter in await store.dead_letters("one")]
+    assert kept == ["record-3", "record-2", "record-1"]
+    assert await store.replay("one", 2) == 2
+    await store.close()
+
+    pages = [
+        decode(await host.call("get_key", JOURNAL, key.partition(f"{JOURNAL}:")[2]))
+        for key in await host.call("keys", f"{JOURNAL}:*")
+    ]
+    assert sorted(r.id for page in pages for r, _ in page.rows) == ["record-2", "record-3"]
+    assert [letter.record.id for page in pages for _, letter in page.letters] == ["record-1"]
+
+
 class Held:
     """A blocking handler on the same server, of which one call has done its work and hangs."""
 
     def __init__(self, server):
         self._client = redis.from_url(server.url, decode_responses=True)
         self.hold = None
+        self.refuse = None
         self.reached = threading.Event()
         self.go = threading.Event()
 
@@ -213,6 +287,8 @@ class Held:
         return self._client.get(f"{space}:{key}")
 
     def set_key(self, space, key, value, ttl=None):
+        if self.refuse is not None and key.startswith(self.refuse):
+            return False
         done = self._client.set(f"{space}:{key}", value, ex=ttl)
         return self._after("set_key" if space == JOURNAL else "", done)
 
@@ -281,6 +357,50 @@ async def test_p01_what_was_being_taken_over_is_not_lost_when_nobody_knows_who_h
     await living.close()
 
 
+@pytest.mark.parametrize("replayed", [False, True])
+async def test_p01_what_moves_in_the_journal_is_in_its_new_place_before_it_leaves_the_old(
+    held, replayed
+):
+    store = make(held)
+    await store.open()
+    await store.append([make_record(1)], evict=False)
+    lease = await store.lease("one", 10, BIG, 60.0)
+    if replayed:
+        await store.bury(lease, list(lease.entries), "refused")
+    held.handler.hold = "set_key"
+    work = store.replay("one", 1) if replayed else store.bury(lease, list(lease.entries), "no")
+    moving = asyncio.ensure_future(work)
+    await asyncio.to_thread(held.handler.reached.wait, 30)
+
+    # Killed now, the next one has it twice at most.
+    await held.call("delete", OWNERS, store._owner)
+    other = make(held)
+    await other.open()
+    found = (await other.stats())["one"]
+    assert (found.ready, found.buried) == (1, 1)
+
+    held.handler.go.set()
+    assert await moving == 1
+    await other.close()
+
+
+async def test_p01_what_found_no_room_is_kept_while_the_handler_fails(held):
+    dead, small = make(held), make(held, max_buffer_records=3)
+    await dead.open()
+    await dead.append([make_record(n) for n in range(1, 6)], evict=True)
+    await dead.close()
+    held.handler.refuse = dead._owner
+    await small.open()
+    assert (await small.stats())["one"].pending == 3
+
+    lease = await small.lease("one", 3, BIG, 60.0)
+    await small.ack(lease, list(lease.entries))
+    assert sorted(await journal(held)) == [f"record-{n}" for n in range(1, 6)]
+    held.handler.refuse = None
+    await small.close()
+    assert sorted(await journal(held)) == ["record-4", "record-5"]
+
+
 async def test_there_is_no_room_for_all_that_was_left(host):
     dead = make(host)
     await dead.open()
@@ -295,15 +415,15 @@ async def test_there_is_no_room_for_all_that_was_left(host):
 
 
 async def test_a_page_that_cannot_be_read_is_removed_and_said(host, caplog):
-    await host.call("set_key", JOURNAL, "somebody:1", '["junk"]')
-    await host.call("set_key", JOURNAL, "somebody:2", '[1,[["id","sound",1,0.0,"{}"]]]')
     store = make(host)
+    dead = f"{store._project}:somebody"
+    junk = ['["junk"]', '[2,[[["id","sound",1,0.0,"{}"],[]]],[]]', "[1,[]]", "7", "[2,[],[],7]"]
+    for number, text in enumerate(junk):
+        await host.call("set_key", JOURNAL, f"{dead}:{number}", text)
     await store.open()
     assert await host.call("keys", f"{JOURNAL}:*") == []
-    assert [record.levelname for record in caplog.records if "journal" in record.message] == [
-        "WARNING",
-        "WARNING",
-    ]
+    said = [record.levelname for record in caplog.records if "journal" in record.message]
+    assert said == ["WARNING"] * len(junk)
     await store.close()
 
 
@@ -334,5 +454,9 @@ def test_an_object_without_the_methods_is_not_adopted():
 
 def test_a_page_holds_any_record():
     records = [make_record(reason="ä\u2028\x00"), make_record(kind="metric")]
-    assert decode(encode(records)) == records
-    assert decode(encode(records).encode()) == records
+    page = Page(
+        [(records[0], frozenset()), (records[1], frozenset({"one", "zwölf"}))],
+        [("one", DeadLetter(records[0], "refused: ü"))],
+    )
+    assert decode(encode(page)) == page
+    assert decode(encode(page).encode()) == page

@@ -23,7 +23,7 @@ from guard_agent.core.assembly.inspection import (
     TRANSPORT,
     Seam,
 )
-from guard_agent.core.assembly.plan import Components, Plan, Step, construct, stage_of
+from guard_agent.core.assembly.plan import ADOPTING, Components, Plan, Step, construct, stage_of
 from guard_agent.core.assembly.problems import (
     describe_exception,
     describe_invalid,
@@ -270,6 +270,8 @@ class _Composer:
             *config.rules,
         }
         used |= {FALLBACK_STORE, "rollup"}  # settings of what is switched off are no mistake
+        if "store" not in config.model_fields_set:
+            used.update(ADOPTING)  # which of them it is comes out with `initialize_redis`
         installed = {provider.name for provider in self._registry.providers}
         for section in config.plugins:
             if section not in used:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("guard_agent.composition")
 
-_ADOPTING = ("redis", "handler")
+ADOPTING = ("redis", "handler")
 """Stores that can use the Redis of the host application, the better one first."""
 
 
@@ -139,7 +139,7 @@ class Plan:
             return None
         destinations = tuple(step.instance for step in self.transports)
         refused = False
-        for name in _ADOPTING:
+        for name in ADOPTING:
             cls = self.registry.load(name).classes.get("store")
             if cls is None or not issubclass(cls, BufferStore):
                 continue

@@ -13,12 +13,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 # Before the import: only then do failing assertions show their values.
-_MODULES = ("base", "transport", "buffer_store", "state_machine", "rule_source", "enricher")
+_MODULES = (
+    "aggregator",
+    "base",
+    "transport",
+    "buffer_store",
+    "state_machine",
+    "rule_source",
+    "enricher",
+)
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _MODULES))
 
 from guard_agent.testing.contracts.base import CONTRACT_VERSION  # noqa: E402
 
 if TYPE_CHECKING:
+    from guard_agent.testing.contracts.aggregator import AggregatorContract
     from guard_agent.testing.contracts.buffer_store import BufferStoreContract
     from guard_agent.testing.contracts.enricher import EnricherContract
     from guard_agent.testing.contracts.rule_source import (
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTRACT_VERSION",
+    "AggregatorContract",
     "BufferStoreContract",
     "EnricherContract",
     "LocalRuleSourceContract",
@@ -38,6 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AggregatorContract": "aggregator",
     "BufferStoreContract": "buffer_store",
     "EnricherContract": "enricher",
     "LocalRuleSourceContract": "rule_source",

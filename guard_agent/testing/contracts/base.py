@@ -1,4 +1,4 @@
-"""What the contract suites of all four kinds have in common."""
+"""What the contract suites of all five kinds have in common."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import sys
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from uuid import uuid4
 
@@ -14,13 +15,13 @@ from pydantic import ValidationError
 
 from guard_agent import AgentConfig, __version__
 from guard_agent.core.assembly.composition import compose
-from guard_agent.core.assembly.inspection import Seam, check_class
+from guard_agent.core.assembly.inspection import AGGREGATOR, STORE, Seam, check_class
 from guard_agent.core.assembly.registry import Registry
 from guard_agent.testing.records import make_context
 from guard_agent.testing.registry import isolated_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
     from pathlib import Path
     from types import ModuleType
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 CONTRACT_VERSION = 1
 """
-The version of the four suites, and of the seams that they are for.
+The version of the five suites, and of the seams that they are for.
 
 It grows when a suite begins to ask for more than before, so that a plugin that passed may fail.
 A new test for what the docstrings of `guard_agent.core.interfaces` said all along does not change
@@ -43,6 +44,9 @@ it; see ``contract_version`` of `Contract`.
 
 PATIENCE = 30.0
 """Seconds to wait for what must happen; nothing should ever take that long."""
+
+_BLOCKING = ("open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen", "time.sleep")
+"""Audit events of what may block; `sys.audit` tells of ``time.sleep`` from Python 3.11 on."""
 
 
 class Contract:
@@ -120,8 +124,6 @@ class PluginContract(Contract):
 
         ``config`` are fields of `AgentConfig` that go before those of `config`.
         """
-        name = self.plugin.name
-        option: Any = name if self.seam.option == "store" else [name]
         fields = {
             "api_key": "test-key-0123456789",
             "project_id": f"contract-{uuid4().hex}",
@@ -129,12 +131,17 @@ class PluginContract(Contract):
             "rules": [],
             "transports": ["console"],
             "allow_unredacted": True,
-            "plugins": {name: self.settings()},
-            self.seam.option: option,
+            "plugins": {self.plugin.name: self.settings()},
+            **self._choice(),
             **self.config(),
             **config,
         }
         return compose(AgentConfig(**fields), isolated_registry(self.plugin, *others))
+
+    def _choice(self) -> dict[str, Any]:
+        """The setting that chooses the plugin."""
+        name = self.plugin.name
+        return {self.seam.setting: name if self.seam in (AGGREGATOR, STORE) else [name]}
 
     # --- the class --------------------------------------------------------------------------------
 
@@ -162,6 +169,15 @@ class PluginContract(Contract):
                 return found
             name = name.rpartition(".")[0]
         return sys.modules[self.plugin.__module__]
+
+    async def test_making_one_opens_nothing(self) -> None:
+        """After a fork a child makes it anew, perhaps in the middle of a request."""
+        self.make()  # what is imported late is imported now
+
+        with watched() as seen:
+            self.make()
+
+        assert seen == []
 
     async def test_a_misspelt_setting_is_refused(self) -> None:
         with pytest.raises(ValidationError):
@@ -209,7 +225,8 @@ class ResourceContract(PluginContract):
 
 
 def _steps(plan: Plan) -> list[Any]:
-    return [*plan.enrichers, plan.store, *plan.transports, *plan.rules]
+    merging = [] if plan.aggregator is None else [plan.aggregator]
+    return [*merging, *plan.enrichers, plan.store, *plan.transports, *plan.rules]
 
 
 async def cancel_while_silent(work: Coroutine[Any, Any, Any], peer: AnsweringPeer) -> None:
@@ -247,3 +264,32 @@ async def beats_during(work: Any) -> int:
         beats += 1
     await task
     return beats - 1
+
+
+class _Watch(threading.local):
+    seen: list[str] | None = None
+
+
+_watch = _Watch()
+_hooked = False
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    seen = _watch.seen
+    if seen is not None and event in _BLOCKING:
+        seen.append(f"{event} {arguments[:1]}")
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """What this thread does that may block."""
+    global _hooked  # noqa: PLW0603 - an audit hook cannot be removed, so there is one
+    if not _hooked:
+        sys.addaudithook(_audit)
+        _hooked = True
+    seen: list[str] = []
+    _watch.seen = seen
+    try:
+        yield seen
+    finally:
+        _watch.seen = None

@@ -32,6 +32,7 @@ from guard_agent import (
     DestinationDepth,
     Lease,
     Level,
+    Peeked,
     PluginContext,
     Priority,
     Record,
@@ -45,6 +46,8 @@ from guard_agent.testing.transports import RecordingTransport
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
+
+    from guard_agent import HostRedis
 
 LONG = 60.0
 """Seconds no test ever waits for."""
@@ -1041,8 +1044,37 @@ class BufferStoreContract(BufferStoreBehaviour, ResourceContract):
     states_seconds: ClassVar[float] = 30.0
     """When the search may end before all is tried; it is then on a slow machine."""
 
+    shared: ClassVar[bool] = True
+    """
+    Whether open stores with the same context have the same records, as processes that share a
+    database do. A store of the level memory is in one process, and is not asked.
+
+    False for one that keeps what itself took over. What such a store leaves when it is closed, or
+    its process dies, belongs to the next that opens: in its old order, ready, for the destinations
+    that do not have it yet, with its dead letters. Then override ``kill`` as well.
+    """
+
     def make_store(self, context: PluginContext) -> BufferStore:
         return self.plugin(self.plugin.Settings.model_validate(self.settings()), context)
+
+    async def kill(self, store: BufferStore) -> None:
+        """
+        The process of ``store`` is dead: have those that open now see it.
+
+        For a store that is not ``shared``, where it takes time until that is seen, as with a sign
+        of life that ends. The store itself is not used any more, but for ``close``.
+        """
+
+    def host_redis(self) -> HostRedis | None:
+        """
+        What an application hands to ``initialize_redis``, for a store that comes from there alone.
+
+        Such a store is not chosen by a configuration; the agent asks `BufferStore.adopt` for it.
+        """
+        return None
+
+    def _choice(self) -> dict[str, Any]:
+        return super()._choice() if self.host_redis() is None else {}
 
     def make(self) -> BufferStore:
         return self.make_store(self.context(**self.config()))
@@ -1055,18 +1087,203 @@ class BufferStoreContract(BufferStoreBehaviour, ResourceContract):
 
         class Machine(state_machine.BufferStoreMachine):
             dead_letter_limit = suite.dead_letter_limit
+            shared = suite.shared
 
             def make_store(self, context: PluginContext) -> BufferStore:
                 return suite.make_store(context)
+
+            async def kill(self, store: BufferStore) -> None:
+                await suite.kill(store)
 
         state_machine.search(Machine, self.states or state_machine.STATES, self.states_seconds)
 
     async def work(self, plugin: BufferStore) -> None:
         await plugin.append(make_records(1), evict=True)
 
+    async def test_it_can_be_composed_with_its_settings(self) -> None:
+        host = self.host_redis()
+        if host is None:
+            await super().test_it_can_be_composed_with_its_settings()
+            return
+        plan = self.compose()
+
+        store = plan.adopt(host)
+
+        assert [str(problem) for problem in plan.problems if problem.code != "GA201"] == []
+        assert type(store) is self.plugin
+        assert store.settings == self.plugin.Settings.model_validate(self.settings())
+
+    async def test_what_the_next_one_finds_is_what_the_level_promises(self) -> None:
+        context = self.context(TWO)
+        store = self.make_store(context)
+        await store.open()
+        await store.append(make_records(4), evict=True)
+        one, two = [await must_lease(store, name) for name in TWO]
+        await store.ack(one, entries_of(one, 1, 2))
+        await store.bury(one, entries_of(one, 3), "refused")
+        await store.release(one, entries_of(one, 4))
+        await store.ack(two, entries_of(two, 1, 3))
+        await store.release(two, entries_of(two, 2, 4))
+        await store.close()
+
+        store = self.make_store(context)
+        try:
+            await store.open()
+            found = {name: counts(found) for name, found in (await store.stats()).items()}
+            if self.plugin.level is Level.MEMORY:
+                assert found == {"one": (0, 0, 0), "two": (0, 0, 0)}
+                return
+            assert found == {"one": (1, 0, 1), "two": (2, 0, 0)}
+            assert numbers(await must_lease(store, "one")) == [4]
+            assert numbers(await must_lease(store, "two")) == [2, 4]
+            assert [
+                (letter.record, letter.reason) for letter in await store.dead_letters("one")
+            ] == [(make_record(3), "refused")]
+        finally:
+            await store.close()
+
+    # --- peek ---------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def looked_into(
+        self, destinations: tuple[str, ...] = ONE, **config: Any
+    ) -> AsyncIterator[BufferStore]:
+        """The same as ``opened``, of a store that one can look into; which is optional."""
+        async with self.opened(destinations, **config) as store:
+            if type(store).peek is BufferStore.peek:
+                with pytest.raises(NotImplementedError):
+                    await store.peek(destinations[0], None, 10)
+                pytest.skip("peek() is not overridden: nobody can look into this store")
+            yield store
+
+    async def test_a_look_shows_what_waits_in_the_order_of_arrival(self) -> None:
+        low = make_records(3, priority=Priority.METRIC, kind="metric")
+        high = [make_record(n, priority=Priority.ATTACK) for n in (4, 5)]
+        async with self.looked_into() as store:
+            nothing = await store.peek("one", None, 100)
+            await store.append(low, evict=True)
+            await store.append(high, evict=True)
+
+            found = await store.peek("one", None, 100)
+
+        assert (list(nothing.records), nothing.passed) == ([], 0)
+        assert (list(found.records), found.passed) == ([*low, *high], 0)
+        assert [type(record) for record in found.records] == [Record] * 5
+        assert type(found.position) is str
+
+    async def test_a_look_takes_nothing_and_changes_nothing(self) -> None:
+        async with self.looked_into(TWO) as store:
+            await store.append(make_records(4), evict=True)
+            lease = await must_lease(store, max_records=2)
+            await store.bury(lease, entries_of(lease, 2), "refused")
+            before, letters = await store.stats(), list(await store.dead_letters("one"))
+
+            looks = [await store.peek("one", None, limit) for limit in (100, 100, 2, 0)]
+
+            assert [seen(look) for look in looks[:2]] == [[1, 3, 4]] * 2
+            assert await store.stats() == before
+            assert list(await store.dead_letters("one")) == letters
+            assert numbers(await must_lease(store)) == [3, 4]
+            assert numbers(await must_lease(store, "two")) == [1, 2, 3, 4]
+            assert await store.release(lease, list(lease.entries)) == 1
+
+    async def test_the_next_look_shows_what_came_later(self) -> None:
+        async with self.looked_into() as store:
+            await store.append(make_records(2), evict=True)
+            first = await store.peek("one", None, 100)
+            nothing = await store.peek("one", first.position, 100)
+            await store.append([make_record(3, priority=Priority.ATTACK)], evict=True)
+            await store.append([make_record(4)], evict=True)
+
+            for position in (first.position, nothing.position):
+                later = await store.peek("one", position, 100)
+                assert (seen(later), later.passed) == ([3, 4], 0)
+            assert (seen(nothing), nothing.passed) == ([], 0)
+
+    async def test_a_look_may_begin_at_the_end(self) -> None:
+        async with self.looked_into() as store:
+            await store.append(make_records(2), evict=True)
+            end = await store.peek("one", None, 0)
+            await store.append([make_record(3)], evict=True)
+
+            assert seen(end) == []
+            assert seen(await store.peek("one", end.position, 100)) == [3]
+
+    async def test_much_is_shown_in_parts(self) -> None:
+        async with self.looked_into() as store:
+            for n in range(1, 8):
+                await store.append([make_record(n)], evict=True)
+            parts, position = [], None
+            for _ in range(5):
+                look = await store.peek("one", position, 2)
+                parts.append(seen(look))
+                position = look.position
+
+        assert parts == [[1, 2], [3, 4], [5, 6], [7], []]
+
+    async def test_what_is_leased_is_shown_and_what_is_gone_is_counted(self) -> None:
+        async with self.looked_into() as store:
+            end = await store.peek("one", None, 0)
+            for n in range(1, 7):
+                await store.append([make_record(n)], evict=True)
+            lease = await must_lease(store, max_records=5)
+            await store.ack(lease, entries_of(lease, 1, 2))
+            await store.bury(lease, entries_of(lease, 3), "refused")
+
+            look = await store.peek("one", end.position, 100)
+            again = await store.peek("one", look.position, 100)
+
+        assert (seen(look), look.passed) == ([4, 5, 6], 3)
+        assert (seen(again), again.passed) == ([], 0)
+
+    async def test_what_is_gone_is_counted_once_over_all_parts(self) -> None:
+        async with self.looked_into() as store:
+            position: str | None = (await store.peek("one", None, 0)).position
+            for n in range(1, 7):
+                await store.append([make_record(n)], evict=True)
+            lease = await must_lease(store)
+            await store.ack(lease, entries_of(lease, 2, 3))
+            shown: list[int] = []
+            passed = 0
+            for _ in range(5):
+                look = await store.peek("one", position, 2)
+                shown += seen(look)
+                passed += look.passed
+                position = look.position
+
+        assert (shown, passed) == ([1, 4, 5, 6], 2)
+
+    async def test_each_destination_is_looked_at_by_itself(self) -> None:
+        async with self.looked_into(TWO) as store:
+            await store.append(make_records(2), evict=True)
+            lease = await must_lease(store, max_records=1)
+            await store.ack(lease, list(lease.entries))
+
+            assert seen(await store.peek("one", None, 100)) == [2]
+            assert seen(await store.peek("two", None, 100)) == [1, 2]
+
+    async def test_of_records_that_came_together_those_are_shown_that_wait(self) -> None:
+        async with self.looked_into() as store:
+            await store.append(make_records(100), evict=True)
+            lease = await must_lease(store, max_records=50)
+            await store.ack(lease, list(lease.entries)[::2])
+
+            look = await store.peek("one", None, 1000)
+
+        assert seen(look) == [n for n in range(1, 101) if n > 50 or n % 2 == 0]
+
+    async def test_a_look_for_nobody_is_refused(self) -> None:
+        async with self.looked_into() as store:
+            with pytest.raises(ValueError, match="other"):
+                await store.peek("other", None, 10)
+
+    # --- in an agent --------------------------------------------------------------------------
+
     async def test_an_agent_keeps_its_records_in_it(self) -> None:
         plan = self.compose(RecordingTransport, transports=["recording"], flush_interval=0.1)
         agent = Agent(plan)
+        if (host := self.host_redis()) is not None:
+            agent.use_redis(host.handler, host.loop)
         try:
             for _ in range(3):
                 assert agent.record("event", make_event()) is None
@@ -1119,6 +1336,11 @@ def number(record: Record) -> int:
 def numbers(lease: Lease) -> list[int]:
     """The numbers of the records in the order of the lease."""
     return [number(record) for record in lease.entries.values()]
+
+
+def seen(look: Peeked) -> list[int]:
+    """The numbers of the records that a look showed."""
+    return [number(record) for record in look.records]
 
 
 def entries_of(lease: Lease, *wanted: int) -> list[str]:

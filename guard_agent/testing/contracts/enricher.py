@@ -18,11 +18,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, ClassVar
+from contextlib import suppress
+from typing import Any, ClassVar
 
 import pytest
 
@@ -30,21 +29,16 @@ from guard_agent import Enricher, EnrichFunction, Fields, Kind, Stage, TextRules
 from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.inspection import ENRICHER, Seam
 from guard_agent.core.intake.glance import MAX_TEXT
-from guard_agent.testing.contracts.base import PluginContract
+from guard_agent.testing.contracts.base import PluginContract, watched
 from guard_agent.testing.corpus import SECRET, hostile_records, ordinary_record, secret_records
 from guard_agent.testing.records import make_event, make_metric
 from guard_agent.testing.transports import RecordingTransport
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MOST_ADDED = 64 * 1024
 """Bytes by which a record may grow."""
 _MOST = 10**12
 _KINDS: tuple[Kind, ...] = ("event", "metric")
 _THREADS = 4
-_BLOCKING = ("open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen", "time.sleep")
-"""Audit events of what may block; `sys.audit` tells of ``time.sleep`` from Python 3.11 on."""
 
 
 class EnricherContract(PluginContract):
@@ -166,7 +160,7 @@ class EnricherContract(PluginContract):
         function = self.bind(kind)
         function(ordinary_record(kind))  # what is imported late is imported now
 
-        with _watched() as seen:
+        with watched() as seen:
             function(ordinary_record(kind))
 
         assert seen == []
@@ -313,32 +307,3 @@ def _empty(value: Any) -> None:
         for item in list(value.values() if isinstance(value, dict) else value):
             _empty(item)
         value.clear()
-
-
-class _Watch(threading.local):
-    seen: list[str] | None = None
-
-
-_watch = _Watch()
-_hooked = False
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    seen = _watch.seen
-    if seen is not None and event in _BLOCKING:
-        seen.append(f"{event} {arguments[:1]}")
-
-
-@contextmanager
-def _watched() -> Iterator[list[str]]:
-    """What this thread does that may block."""
-    global _hooked  # noqa: PLW0603 - an audit hook cannot be removed, so there is one
-    if not _hooked:
-        sys.addaudithook(_audit)
-        _hooked = True
-    seen: list[str] = []
-    _watch.seen = seen
-    try:
-        yield seen
-    finally:
-        _watch.seen = None

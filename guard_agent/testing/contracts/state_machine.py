@@ -47,7 +47,7 @@ from guard_agent import (
 from guard_agent.testing.records import make_context, make_record
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 STATES = settings(
     max_examples=40,
@@ -58,6 +58,8 @@ STATES = settings(
 """Settings that find most in a few seconds."""
 
 _ROUNDS = 4
+# Some releases of hypothesis say nothing of its types.
+_run: Callable[..., None] = run_state_machine_as_test
 
 DESTINATIONS = ("one", "two")
 OWNERS = ("first", "second")
@@ -86,9 +88,7 @@ def search(machine: type[BufferStoreMachine], how: settings, seconds: float) -> 
     for number in range(1, _ROUNDS + 1):
         if how.derandomize:  # or each round would try the same
             machine = seed(number)(machine)
-        run_state_machine_as_test(
-            machine, settings=settings(how, max_examples=math.ceil(how.max_examples / _ROUNDS))
-        )
+        _run(machine, settings=settings(how, max_examples=math.ceil(how.max_examples / _ROUNDS)))
         if time.monotonic() >= end:
             return number
     return _ROUNDS
@@ -128,17 +128,105 @@ class Taken:
         self.entries = dict(zip(lease.entries, entries, strict=True))
 
 
+class Model:
+    """What a store has to hold, and everybody who uses the same one."""
+
+    def __init__(self) -> None:
+        self.numbers = 0
+        self.entries: list[Entry] = []
+        self.taken: list[Taken] = []
+        self.buried: dict[str, list[Record]] = {name: [] for name in DESTINATIONS}
+
+    def fits(self, record: Record) -> bool:
+        used = sum(entry.size for entry in self.entries)
+        return len(self.entries) < MAX_RECORDS and used + len(record.payload) <= MAX_BYTES
+
+    def append(self, record: Record, evict: bool, evicted: dict[str, int]) -> bool:
+        """Put a record into the model; returns whether the store takes it over."""
+        if not self.fits(record):
+            if not evict:
+                return False
+            before = list(self.entries)
+            while not self.fits(record):
+                candidates = [
+                    entry
+                    for entry in self.entries
+                    if not entry.is_leased and entry.record.priority <= record.priority
+                ]
+                if not candidates:
+                    self.entries = before
+                    for name in DESTINATIONS:
+                        evicted[name] = evicted.get(name, 0) + 1
+                    return True
+                self.entries.remove(
+                    min(candidates, key=lambda entry: (entry.record.priority, entry.number))
+                )
+            for victim in before:
+                if victim not in self.entries:
+                    for name in victim.held:
+                        evicted[name] = evicted.get(name, 0) + 1
+        self.insert(record)
+        return True
+
+    def insert(self, record: Record, destinations: tuple[str, ...] = DESTINATIONS) -> None:
+        self.numbers += 1
+        self.entries.append(Entry(self.numbers, record, destinations))
+
+    def ready(self, destination: str, max_records: int, max_bytes: int) -> list[Entry]:
+        """What the next lease has to hold."""
+        ready = [
+            entry
+            for entry in self.entries
+            if entry.held.get(destination, "") is None and destination not in entry.kept_back
+        ]
+        ready.sort(key=lambda entry: (-entry.record.priority, entry.number))
+        chosen: list[Entry] = []
+        size = 0
+        for entry in ready[:max_records]:
+            size += entry.size
+            if chosen and size > max_bytes:
+                break
+            chosen.append(entry)
+        return chosen
+
+    def pending(self, destination: str) -> list[Entry]:
+        return [entry for entry in self.entries if destination in entry.held]
+
+    def forget(self, entry: Entry, destination: str) -> None:
+        del entry.held[destination]
+        if not entry.held:
+            self.entries.remove(entry)
+
+    def lease(self, owner: str, lease: Lease, entries: Iterable[Entry]) -> Taken:
+        taken = Taken(owner, lease, entries)
+        for entry in taken.entries.values():
+            entry.held[lease.destination] = lease.id
+        self.taken.append(taken)
+        return taken
+
+    def make_ready(self) -> None:
+        """Nobody holds anything, and nothing is kept back."""
+        self.taken = []
+        for entry in self.entries:
+            entry.held = dict.fromkeys(entry.held)
+            entry.kept_back.clear()
+
+
 class BufferStoreMachine(RuleBasedStateMachine):
     """
     The contract of `guard_agent.BufferStore` for two owners.
 
     A store whose level is memory lives in one process: both owners use one instance, and a crash
     loses everything. Any other store is made once for each owner, with the same context, and a
-    crash loses nothing: the instance is left as it is, and a new one is opened beside it.
+    crash loses nothing: the instance is left as it is, and a new one is opened beside it. What was
+    leased stays leased then; of a store that is not ``shared`` it is ready in the new instance, in
+    its old place, and so is all else that the owner had.
     """
 
     level: ClassVar[Level | None] = None
     """For a store whose level is not that of its class."""
+    shared: ClassVar[bool] = True
+    """Whether both owners have the same records; see `BufferStoreContract.shared`."""
     dead_letter_limit: ClassVar[int] = 40
     """How many dead letters a store keeps; the machine buries fewer."""
     patience: ClassVar[float] = 30.0
@@ -160,10 +248,12 @@ class BufferStoreMachine(RuleBasedStateMachine):
         )
         self._left: list[BufferStore] = []
         self._stores: dict[str, BufferStore] = {}
-        self._begin()
         first = self._open()
-        self._shared = (self.level or first.level) is not Level.MEMORY
-        self._stores = {OWNERS[0]: first, OWNERS[1]: self._open() if self._shared else first}
+        self._survives = (self.level or first.level) is not Level.MEMORY
+        self._stores = {OWNERS[0]: first, OWNERS[1]: self._open() if self._survives else first}
+        self._alone = self._survives and not self.shared
+        model = Model()
+        self._models = {owner: Model() if self._alone else model for owner in OWNERS}
 
     @abstractmethod
     def make_store(self, context: PluginContext) -> BufferStore:
@@ -174,6 +264,9 @@ class BufferStoreMachine(RuleBasedStateMachine):
         records; ``context.config.project_id`` and ``context.state_dir`` are new for each run.
         """
         raise NotImplementedError
+
+    async def kill(self, store: BufferStore) -> None:
+        """See `BufferStoreContract.kill`."""
 
     def teardown(self) -> None:
         try:
@@ -195,79 +288,31 @@ class BufferStoreMachine(RuleBasedStateMachine):
 
     # --- the model --------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        self._numbers = 0
-        self._entries: list[Entry] = []
-        self._taken: list[Taken] = []
-        self._buried: dict[str, list[Record]] = {name: [] for name in DESTINATIONS}
+    @property
+    def _distinct(self) -> list[Model]:
+        return list({id(model): model for model in self._models.values()}.values())
 
-    def _fits(self, record: Record) -> bool:
-        used = sum(entry.size for entry in self._entries)
-        return len(self._entries) < MAX_RECORDS and used + len(record.payload) <= MAX_BYTES
+    def _holds_records(self) -> bool:
+        return any(model.entries for model in self._distinct)
 
-    def _append_one(self, record: Record, evict: bool, evicted: dict[str, int]) -> bool:
-        """Put a record into the model; returns whether the store takes it over."""
-        if not self._fits(record):
-            if not evict:
-                return False
-            before = list(self._entries)
-            while not self._fits(record):
-                candidates = [
-                    entry
-                    for entry in self._entries
-                    if not entry.is_leased and entry.record.priority <= record.priority
-                ]
-                if not candidates:
-                    self._entries = before
-                    for name in DESTINATIONS:
-                        evicted[name] = evicted.get(name, 0) + 1
-                    return True
-                self._entries.remove(
-                    min(candidates, key=lambda entry: (entry.record.priority, entry.number))
-                )
-            for victim in before:
-                if victim not in self._entries:
-                    for name in victim.held:
-                        evicted[name] = evicted.get(name, 0) + 1
-        self._numbers += 1
-        self._entries.append(Entry(self._numbers, record))
-        return True
+    def _has_leased(self) -> bool:
+        return any(model.taken for model in self._distinct)
 
-    def _ready(self, destination: str, max_records: int, max_bytes: int) -> list[Entry]:
-        """What the next lease has to hold."""
-        ready = [
-            entry
-            for entry in self._entries
-            if entry.held.get(destination, "") is None and destination not in entry.kept_back
-        ]
-        ready.sort(key=lambda entry: (-entry.record.priority, entry.number))
-        chosen: list[Entry] = []
-        size = 0
-        for entry in ready[:max_records]:
-            size += entry.size
-            if chosen and size > max_bytes:
-                break
-            chosen.append(entry)
-        return chosen
+    def _may_bury(self) -> bool:
+        return self._has_leased() and all(
+            len(found) + _BURIED_AT_ONCE <= self.dead_letter_limit
+            for model in self._distinct
+            for found in model.buried.values()
+        )
 
-    def _forget(self, entry: Entry, destination: str) -> None:
-        del entry.held[destination]
-        if not entry.held:
-            self._entries.remove(entry)
-
-    def _remember(self, owner: str, lease: Lease, entries: Iterable[Entry]) -> Taken:
-        taken = Taken(owner, lease, entries)
-        for entry in taken.entries.values():
-            entry.held[lease.destination] = lease.id
-        self._taken.append(taken)
-        return taken
-
-    def _some(self, data: st.DataObject) -> tuple[Taken, list[str]]:
+    def _some(self, data: st.DataObject) -> tuple[Model, Taken, list[str]]:
         """A lease of the past or present, and some of its ids, perhaps with repetitions."""
-        taken = data.draw(st.sampled_from(self._taken), label="lease")
+        every = [taken for model in self._distinct for taken in model.taken]
+        taken = data.draw(st.sampled_from(every), label="lease")
         ids = list(taken.entries)
         some = st.lists(st.sampled_from(ids), max_size=8)
-        return taken, data.draw(st.one_of(st.just(ids), some), label="ids")
+        chosen = data.draw(st.one_of(st.just(ids), some), label="ids")
+        return self._models[taken.owner], taken, chosen
 
     def _still_held(self, taken: Taken, ids: Iterable[str]) -> list[Entry]:
         """Which of the entries the lease still holds, in the order of ``ids``."""
@@ -288,7 +333,7 @@ class BufferStoreMachine(RuleBasedStateMachine):
         stored = 0
         evicted: dict[str, int] = {}
         for record in records:
-            if not self._append_one(record, evict, evicted):
+            if not self._models[owner].append(record, evict, evicted):
                 break
             stored += 1
 
@@ -296,7 +341,7 @@ class BufferStoreMachine(RuleBasedStateMachine):
 
         assert appended == Appended(stored, evicted)
 
-    @precondition(lambda self: self._entries)
+    @precondition(lambda self: self._holds_records())
     @rule(
         owner=_owners,
         destination=_destinations,
@@ -304,7 +349,8 @@ class BufferStoreMachine(RuleBasedStateMachine):
         max_bytes=st.sampled_from((1, 8_200, MANY_BYTES)),
     )
     def lease(self, owner: str, destination: str, max_records: int, max_bytes: int) -> None:
-        expected = self._ready(destination, max_records, max_bytes)
+        model = self._models[owner]
+        expected = model.ready(destination, max_records, max_bytes)
 
         lease = self._run(self._stores[owner].lease(destination, max_records, max_bytes, LONG))
 
@@ -313,16 +359,18 @@ class BufferStoreMachine(RuleBasedStateMachine):
             return
         assert list(lease.entries.values()) == [entry.record for entry in expected]
         assert lease.destination == destination
-        self._remember(owner, lease, expected)
+        model.lease(owner, lease, expected)
 
-    @precondition(lambda self: self._entries)
+    @precondition(lambda self: self._holds_records())
     @rule(destination=_destinations, max_records=st.integers(1, 3), ack=st.booleans())
     def both_lease_at_once(self, destination: str, max_records: int, ack: bool) -> None:
         """
         Who gets what is a matter of luck, so it is settled here: hypothesis has to meet the same
         state when it repeats the same steps.
         """
-        expected = self._ready(destination, 2 * max_records, MANY_BYTES)
+        models = self._distinct
+        most = max_records * len(OWNERS) // len(models)
+        expected = [(m, entry) for m in models for entry in m.ready(destination, most, MANY_BYTES)]
 
         stores = [self._stores[owner] for owner in OWNERS]
 
@@ -342,13 +390,13 @@ class BufferStoreMachine(RuleBasedStateMachine):
 
         got = self._run(both())
 
-        ids = sorted(entry.record.id for entry in expected)
+        ids = sorted(entry.record.id for _, entry in expected)
         assert sorted(record.id for record in got) == ids, "both share what is ready, once"
         if ack:
-            for entry in expected:
-                self._forget(entry, destination)
+            for model, entry in expected:
+                model.forget(entry, destination)
 
-    @precondition(lambda self: self._entries)
+    @precondition(lambda self: self._holds_records())
     @rule(
         owner=_owners,
         waiting=_owners,
@@ -371,15 +419,18 @@ class BufferStoreMachine(RuleBasedStateMachine):
 
         With ``again`` it takes the records itself, so that the first lease is a late one.
         """
-        expected = self._ready(destination, max_records, MANY_BYTES)
+        if self._alone:
+            waiting = owner
+        model = self._models[owner]
+        expected = model.ready(destination, max_records, MANY_BYTES)
         lease = self._run(self._stores[owner].lease(destination, max_records, MANY_BYTES, SHORT))
         assert (lease is None) == (not expected)
         if lease is None:
             return
-        taken = self._remember(owner, lease, expected)
+        taken = model.lease(owner, lease, expected)
         if crash:
             self._restart(owner)
-        if self._shared or not crash:
+        if not crash or (self._survives and not self._alone):
             released = self._run(self._wait_for_expiry(self._stores[waiting], len(expected)))
             assert released == len(expected)
         for entry in taken.entries.values():
@@ -396,27 +447,27 @@ class BufferStoreMachine(RuleBasedStateMachine):
             await asyncio.sleep(SHORT / 4)
         return released
 
-    @precondition(lambda self: self._taken)
+    @precondition(lambda self: self._has_leased())
     @rule(data=st.data())
     def ack(self, data: st.DataObject) -> None:
         """Not fenced: it counts what is pending, whoever holds it now."""
-        taken, ids = self._some(data)
+        model, taken, ids = self._some(data)
         name = taken.lease.destination
         pending = [
             entry
             for entry in (taken.entries[one] for one in dict.fromkeys(ids))
             # An entry that was evicted is gone, whatever it says about itself.
-            if name in entry.held and entry in self._entries
+            if name in entry.held and entry in model.entries
         ]
         for entry in pending:
-            self._forget(entry, name)
+            model.forget(entry, name)
 
         assert self._run(self._stores[taken.owner].ack(taken.lease, ids)) == len(pending)
 
-    @precondition(lambda self: self._taken)
+    @precondition(lambda self: self._has_leased())
     @rule(data=st.data(), delay=st.sampled_from((0.0, 0.0, LONG)))
     def release(self, data: st.DataObject, delay: float) -> None:
-        taken, ids = self._some(data)
+        _, taken, ids = self._some(data)
         held = self._still_held(taken, ids)
         for entry in held:
             entry.held[taken.lease.destination] = None
@@ -427,85 +478,99 @@ class BufferStoreMachine(RuleBasedStateMachine):
 
         assert released == len(held)
 
-    @precondition(
-        lambda self: (
-            self._taken
-            and all(
-                len(found) + _BURIED_AT_ONCE <= self.dead_letter_limit
-                for found in self._buried.values()
-            )
-        )
-    )
+    @precondition(lambda self: self._may_bury())
     @rule(data=st.data())
     def bury(self, data: st.DataObject) -> None:
-        taken, ids = self._some(data)
+        model, taken, ids = self._some(data)
         held = self._still_held(taken, ids)
         for entry in held:
-            self._forget(entry, taken.lease.destination)
-            self._buried[taken.lease.destination].append(entry.record)
+            model.forget(entry, taken.lease.destination)
+            model.buried[taken.lease.destination].append(entry.record)
 
         buried = self._run(self._stores[taken.owner].bury(taken.lease, ids, "refused"))
 
         assert buried == len(held)
 
-    @precondition(lambda self: any(self._buried.values()))
+    @precondition(lambda self: any(any(model.buried.values()) for model in self._distinct))
     @rule(owner=_owners, destination=_destinations, limit=st.integers(0, 4))
     def replay(self, owner: str, destination: str, limit: int) -> None:
         replayed = 0
-        buried = self._buried[destination]
-        while replayed < limit and buried and self._fits(buried[0]):
-            self._numbers += 1
-            self._entries.append(Entry(self._numbers, buried.pop(0), (destination,)))
+        model = self._models[owner]
+        buried = model.buried[destination]
+        while replayed < limit and buried and model.fits(buried[0]):
+            model.insert(buried.pop(0), (destination,))
             replayed += 1
 
         assert self._run(self._stores[owner].replay(destination, limit)) == replayed
 
-    @precondition(lambda self: self._taken)
+    @precondition(lambda self: self._has_leased())
     @rule(owner=_owners)
     def nothing_else_expires(self, owner: str) -> None:
         assert self._run(self._stores[owner].release_expired()) == 0
 
-    @precondition(lambda self: self._entries)
+    @rule(owner=_owners, destination=_destinations)
+    def look(self, owner: str, destination: str) -> None:
+        """All that waits is seen, leased or not; the invariants say that it stays as it is."""
+        store = self._stores[owner]
+        if type(store).peek is BufferStore.peek:
+            return
+        peeked = self._run(store.peek(destination, None, 100))
+
+        pending = self._models[owner].pending(destination)
+        assert sorted(record.id for record in peeked.records) == sorted(
+            entry.record.id for entry in pending
+        )
+
+    @precondition(lambda self: self._holds_records())
     @rule(owner=_owners, close=st.booleans())
     def crash_or_close(self, owner: str, close: bool) -> None:
         """What the owner had leased stays leased; nobody knows its leases any more."""
-        if close and self._shared:
+        if close and self._survives:
             self._run(self._stores[owner].close())
         self._restart(owner)
 
     def _restart(self, owner: str) -> None:
-        if self._shared:
-            self._taken = [taken for taken in self._taken if taken.owner != owner]
-            self._stores[owner] = self._open()
-        else:
-            self._begin()
+        model = self._models[owner]
+        if not self._survives:
+            self._models = dict.fromkeys(OWNERS, Model())
             self._stores = dict.fromkeys(OWNERS, self._open())
+            return
+        if self._alone:
+            self._run(self.kill(self._stores[owner]))
+            model.make_ready()
+        model.taken = [taken for taken in model.taken if taken.owner != owner]
+        self._stores[owner] = self._open()
 
     # --- what must always hold --------------------------------------------------------------------
 
     @invariant()
-    def both_owners_see_the_same(self) -> None:
-        for store in {*self._stores.values()}:
-            stats = self._run(store.stats())
+    def the_depths_are_those_of_the_model(self) -> None:
+        for owner in self._observers():
+            model, stats = self._models[owner], self._run(self._stores[owner].stats())
             assert set(stats) == set(DESTINATIONS)
             for name in DESTINATIONS:
-                pending = [entry for entry in self._entries if name in entry.held]
+                pending = model.pending(name)
                 leased = sum(entry.held[name] is not None for entry in pending)
                 assert stats[name].oldest in _oldest(pending)
                 assert stats[name] == DestinationDepth(
                     ready=len(pending) - leased,
                     leased=leased,
-                    buried=len(self._buried[name]),
+                    buried=len(model.buried[name]),
                     bytes=sum(entry.size for entry in pending),
                     oldest=stats[name].oldest,
                 )
 
     @invariant()
     def dead_letters_are_kept_in_order(self) -> None:
-        for name in DESTINATIONS:
-            if self._buried[name]:
-                letters = self._run(self._stores[OWNERS[0]].dead_letters(name))
-                assert [letter.record for letter in letters] == self._buried[name]
+        for owner in OWNERS if self._alone else OWNERS[:1]:
+            for name, records in self._models[owner].buried.items():
+                if records:
+                    letters = self._run(self._stores[owner].dead_letters(name))
+                    assert [letter.record for letter in letters] == records
+
+    def _observers(self) -> tuple[str, ...]:
+        """One for each instance."""
+        return OWNERS if self._survives else OWNERS[:1]
 
 
 def _oldest(pending: Sequence[Entry]) -> set[float | None]:
