@@ -554,7 +554,7 @@ def test_what_other_processes_took_out_before_is_no_loss():
     stores = []
     config = AgentConfig(
         api_key="test-key-0123", transports=["recording"], store="shared", enrichers=[],
-        allow_unredacted=True, rules=[], flush_interval=3600,
+        allow_unredacted=True, rules=[], rollup=False, flush_interval=3600,
     )  # fmt: skip
     agent = Agent(compose(config, isolated_registry(RecordingTransport, Shared)))
     try:
