@@ -754,6 +754,22 @@ async def test_l07_a_disk_that_fails_is_tried_again(tmp_path, caplog):
     assert json.loads(path.read_bytes())["version"] == 4
 
 
+async def test_rules_that_do_not_come_to_their_place_leave_nothing_behind(tmp_path):
+    path = tmp_path / "deep" / "state" / "rules.json"
+    path.mkdir(parents=True)
+    bench = Bench(rule_set(), Unchanged(), cache=path)
+    await bench.refresh()
+    assert list(path.parent.iterdir()) == [path]
+
+    path.rmdir()
+    path.parent.rmdir()
+    path.parent.parent.rmdir()
+    await bench.refresh()
+
+    assert list(path.parent.iterdir()) == [path]
+    assert json.loads(path.read_bytes()) == document()
+
+
 async def test_a_refused_document_does_not_get_on_disk(tmp_path):
     path = tmp_path / "rules.json"
     bench = Bench(rule_set(), rule_set(version=4, ip_blacklist=["::/0"]), cache=path)

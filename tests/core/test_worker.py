@@ -586,6 +586,26 @@ def test_all_that_is_lost_with_the_process_is_counted_in_ring_and_store(make_age
     assert agent.balances()["recording"].dropped == {"shutdown": 12}
 
 
+@pytest.mark.parametrize(("policy", "evicts"), [("drop", True), ("block", False)])
+def test_the_store_may_give_up_records_for_better_ones_where_the_ring_may(
+    make_agent, policy, evicts
+):
+    asked = []
+
+    class Asked(MemoryStore):
+        name = "asked"
+
+        async def append(self, records, *, evict):
+            asked.append(evict)
+            return await super().append(records, evict=evict)
+
+    agent = make_agent(RecordingTransport, Asked, store="asked", buffer_overflow_policy=policy)
+    record(agent)
+    agent.flush().result(20)
+
+    assert asked == [evicts]
+
+
 # --- the other jobs -------------------------------------------------------------------------------
 
 
@@ -877,3 +897,114 @@ def test_p07_all_that_is_open_is_closed_although_one_of_it_fails(make_agent, cap
     said = [message for message in caplog.messages if "did not close" in message]
     assert sorted(said) == [f"{name} did not close" for name in ("recording", "rules", "store")]
     assert agent.balances()["recording"].delivered == 1
+
+
+def note_the_waits(monkeypatch, least):
+    """For how long the agent is ready to wait, where that is ``least`` seconds or more."""
+    waits = []
+    wait = asyncio.wait
+
+    def noted(tasks, *, timeout=None, **rest):
+        if timeout is not None and timeout >= least:
+            waits.append(timeout)
+        return wait(tasks, timeout=timeout, **rest)
+
+    monkeypatch.setattr(asyncio, "wait", noted)
+    return waits
+
+
+@pytest.mark.parametrize("store", ["memory", "journal"])
+def test_p07_how_the_time_to_stop_is_shared_out(make_agent, monkeypatch, store):
+    """
+    As it is told to each, so that no clock has to be watched: nothing takes that long here.
+    """
+    agent = make_agent(
+        RecordingTransport, Journal, Rules, store=store, rules=["rules"], stop_timeout=10_000
+    )
+    record(agent)
+    agent.first_rules().result(20)
+    waits = note_the_waits(monkeypatch, 100)
+
+    agent.stop().result(60)
+
+    assert agent.balances()["recording"].delivered == 1
+    expected = [
+        10_000,  # the pump ends
+        3_750,  # half of what is not kept for closing, in which requests begin
+        3_750,  # the other half, in which they end
+        10_000,  # the deliveries end
+        10_000,  # everything else ends
+        5_000,  # the store settles
+        5_000, 5_000, 5_000,  # the transport, the rules and the callback close
+        10_000,  # the store closes
+    ]  # fmt: skip
+    assert waits == [pytest.approx(seconds, abs=600) for seconds in expected]
+
+
+def test_p07_a_step_with_the_store_that_is_under_way_is_waited_for(make_agent, monkeypatch):
+    """
+    For half of the time: one that is given up may have been done, and be done again.
+    """
+
+    class Slow(Journal):
+        name = "slow"
+
+        async def append(self, records, *, evict):
+            reached.set()
+            end = time.monotonic() + 20
+            while not half() and time.monotonic() < end:
+                await asyncio.sleep(0.005)
+            return await super().append(records, evict=evict)
+
+    def half():
+        return [seconds for seconds in waits if 4_000 < seconds < 5_001]
+
+    reached = threading.Event()
+    waits = note_the_waits(monkeypatch, 100)
+    agent = make_agent(RecordingTransport, Slow, store="slow", stop_timeout=10_000, timeout=60)
+    record(agent)
+    reached.wait(20)
+
+    agent.stop().result(60)
+
+    assert waits[0] == pytest.approx(10_000, abs=600), "for the pump to end, and meanwhile"
+    assert waits[1] == pytest.approx(5_000, abs=600), "for the step"
+    balance = agent.balances()["recording"]
+    assert (balance.delivered, balance.pending) == (1, 0)
+    assert len(transport_of(agent).accepted) == 1
+
+
+def test_what_somebody_holds_in_memory_at_the_end_is_lost_with_it(make_agent):
+    agent = make_agent(scripted(Retry("down", after=600)))
+    record(agent, 3)
+    agent.flush().result(20)
+    worker, lanes = worker_of(agent), agent._current().lanes
+    worker.submit(lambda: lanes.lease(NAME, 1, 1 << 20, 600)).result(20)
+    books(agent)
+    assert worker.depths[NAME].leased == 1
+
+    agent.stop().result(20)
+
+    depth = worker.depths[NAME]
+    assert (depth.ready, depth.leased, depth.bytes) == (0, 0, 0)
+    assert agent.balances()[NAME].dropped == {"shutdown": 3}
+
+
+def test_p11_a_callback_that_hangs_at_the_end_is_named(make_agent, caplog):
+    called, over = threading.Event(), threading.Event()
+
+    def hang(*_):
+        called.set()
+        over.wait(30)
+
+    agent = make_agent(RecordingTransport, on_error=hang, stop_timeout=0.2)
+    agent.start()
+    worker_of(agent)._on_error("test", ValueError("bad"), {})
+    called.wait(20)
+
+    try:
+        agent.stop().result(20)
+    finally:
+        over.set()
+
+    assert "the on_error callback did not close" in caplog.messages

@@ -45,6 +45,17 @@ def pytest_collection_modifyitems(
     yield
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except Exception as error:
+        # A thread that died unseen until all tests were over: raised then, and noticed.
+        if isinstance(error, Warning) or hasattr(error, "exceptions"):
+            return pytest.ExitCode.TESTS_FAILED
+        raise
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     if os.environ.get("MUTANT_UNDER_TEST") == "stats":
         descriptor, path = tempfile.mkstemp(prefix="mutation-hits-")

@@ -140,7 +140,10 @@ TARGETS = {
     "disk-owners": _core("plugins/disk/owners.py", *_DISK_PARTS),
     "calls": _core("core/delivery/calls.py", "tests/core/test_calls.py"),
     "worker": _core(
-        "core/delivery/worker.py", "tests/core/test_worker.py", "tests/core/test_agent.py"
+        "core/delivery/worker.py",
+        "tests/core/test_worker.py",
+        "tests/core/test_agent.py",
+        "tests/core/test_aggregation.py",
     ),
     "redaction": _redaction("__init__"),
     "redaction-redactor": _redaction("redactor"),

@@ -350,6 +350,13 @@ def test_stand_ins_depend_on_key_and_project_only():
     assert Pseudonyms(KEY[::-1], "shop").of("203.0.113.7") != known
 
 
+def test_stand_ins_of_who_names_no_project_stay_the_same_too(bound):
+    redact = bound(hash_ip=True)
+
+    known = Pseudonyms(KEY, "").of("203.0.113.7")
+    assert redact({"ip_address": "203.0.113.7"}) == {"ip_address": known}
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     address=st.ip_addresses(),
