@@ -810,13 +810,15 @@ def pieces(*networks, into):
     ]
 
 
+COUNTRIES = [f"{a}{b}" for a in "ABCDEFG" for b in "ABCDEFGHIJ"]
+
 LOCKOUTS = [
     ({"ip_blacklist": ["64.0.0.0/7"]}, "broader than /8"),
     ({"ip_blacklist": ["2600::/12"]}, "broader than /16"),
     ({"ip_blacklist": pieces("32.0.0.0/3", into=8)}, "together"),
     ({"ip_blacklist": pieces("32.0.0.0/4", "64.0.0.0/16", into=16)}, "together"),
     ({"ip_blacklist": pieces("2400::/11", into=16)}, "together"),
-    ({"blocked_countries": [f"{a}{b}" for a in "ABCDEFG" for b in "ABCDEFGHIJ"]}, "countries"),
+    ({"blocked_countries": COUNTRIES[:61]}, "countries"),
     ({"whitelist_countries": ["AQ"]}, "whitelist_countries"),
     ({"global_rate_limit": 1, "global_rate_window": 3600}, "global_rate_limit"),
     ({"global_rate_limit": 1}, "global_rate_limit"),
@@ -859,7 +861,7 @@ async def test_l04_nobody_can_lock_everybody_out_unless_the_owner_allows_it(fiel
         {"ip_blacklist": [*pieces("32.0.0.0/4", into=8), "32.0.0.0/8", "47.255.255.255"]},
         {"ip_blacklist": ["2600::/16"]},
         {"ip_blacklist": []},
-        {"blocked_countries": ["KP", "RU"]},
+        {"blocked_countries": COUNTRIES[:60]},
         {"global_rate_limit": 10},
         {"global_rate_limit": 600, "global_rate_window": 3600},
         {"global_rate_window": 3600},
@@ -936,7 +938,10 @@ async def test_l04_the_own_address_is_never_banned():
     bench = Bench(rule_set(ip_blacklist=[own]), never_block=[], allow_broad_rules=True)
     await bench.refresh()
 
-    assert "own address" in bench.keeper.last_error or "loopback" in bench.keeper.last_error
+    assert bench.keeper.last_error in (
+        f"ip_blacklist: {own}/32 holds the app's own address",
+        f"ip_blacklist: {own}/32 holds loopback addresses",
+    )
 
 
 async def test_l04_the_proxies_of_the_engine_are_never_banned():
@@ -993,12 +998,12 @@ async def test_l05_a_slow_pattern_is_left_out_and_reported_once(caplog):
     """
     The time grows with the square of the text: no reason to lift the bans that come along.
     """
-    fields = {"suspicious_patterns": [r"union\s+select", "union.*select"]}
+    fields = {"suspicious_patterns": [r"union\s+select", "union.*select", "sqlmap"]}
     bench = Bench(rule_set(**fields))
     for _ in range(3):
         await bench.refresh()
 
-    assert bench.keeper.current.suspicious_patterns == [r"union\s+select"]
+    assert bench.keeper.current.suspicious_patterns == [r"union\s+select", "sqlmap"]
     assert bench.keeper.current.ip_blacklist == ["192.0.2.1"]
     assert len(bench.changes) == 1
     assert "union.*select" in bench.keeper.describe()["left_out"][0]

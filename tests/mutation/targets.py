@@ -110,6 +110,7 @@ _DISK_PARTS = ("tests/plugins/test_disk_parts.py", "tests/plugins/test_disk_data
 _DISK = (
     "tests/plugins/test_disk.py",
     "tests/plugins/test_disk_database.py",
+    "tests/test_peek.py",
     "--deselect=tests/plugins/test_disk.py::TestDiskStoreContract::test_every_sequence_of_steps_has_the_result_of_the_model",
     "--deselect=tests/plugins/test_disk.py::test_a_folder_that_cannot_be_written_is_refused",
 )

@@ -342,6 +342,9 @@ async def test_an_unknown_destination_is_named_in_the_error(folder):
     async with opened(folder, destinations=TWO) as store:
         with pytest.raises(ValueError, match="no destination 'three'; it was made for: one, two"):
             await take(store, "three")
+    async with opened(folder, destinations=()) as store:
+        with pytest.raises(ValueError, match="no destination 'one'; it was made for: none$"):
+            await take(store, "one")
 
 
 # --- bounds ---------------------------------------------------------------------------------------
@@ -952,7 +955,7 @@ async def child(number, inherited):
     try:
         await inherited.append([make_record(1)], evict=False)
     except DiskStoreError as error:
-        assert "before a fork" in str(error)
+        assert str(error) == "the store was opened before a fork and belongs to the parent"
     else:
         raise AssertionError("the child used what it inherited")
     await inherited.close()

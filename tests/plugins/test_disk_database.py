@@ -604,3 +604,23 @@ async def test_s01_what_cannot_be_undone_yet_is_undone_later(folder, sqlite):
 
     assert (await store.stats())["one"].pending == 0
     await store.close()
+
+
+async def test_what_only_looks_into_a_store_takes_no_lock_and_what_changes_it_does(folder, sqlite):
+    store = make_store(folder)
+    await store.open()
+    begun = len(sqlite.said)
+    await store.append(make_records(2), evict=False)
+    lease = await store.lease("one", 2, BIG, 60.0)
+    changes = sqlite.said[begun:]
+    await store.bury(lease, list(lease.entries)[:1], "bad")
+    begun = len(sqlite.said)
+
+    assert (await store.stats())["one"].pending == 1
+    assert [letter.reason for letter in await store.dead_letters("one")] == ["bad"]
+    assert [record.id for record in (await store.peek("one", None, 9)).records] == ["record-2"]
+
+    looks = sqlite.said[begun:]
+    assert [text for text in changes if text.startswith("BEGIN")] == ["BEGIN IMMEDIATE"] * 2
+    assert [text for text in looks if text.startswith("BEGIN")] == ["BEGIN"] * 3
+    await store.close()
