@@ -343,7 +343,7 @@ async def test_an_unknown_destination_is_named_in_the_error(folder):
         with pytest.raises(ValueError, match="no destination 'three'; it was made for: one, two"):
             await take(store, "three")
     async with opened(folder, destinations=()) as store:
-        with pytest.raises(ValueError, match="no destination 'one'; it was made for: none$"):
+        with pytest.raises(ValueError, match=r"no destination 'one'; it was made for: none$"):
             await take(store, "one")
 
 
@@ -376,6 +376,22 @@ async def test_more_than_a_block_of_records_makes_room(folder):
         assert ids(two)[:1200] == [record.id for record in high]
         assert ids(two)[1200:1800] == [record.id for record in low[100:700]]
         assert ids(two)[1800:] == [record.id for record in low[1800:]]
+
+
+async def test_a_share_of_a_lease_holds_one_record_that_is_larger_but_only_as_the_first(folder):
+    async with opened(folder, destinations=("one",)) as store:
+        await store.append(
+            [
+                make_record(1, size=950, priority=Priority.ATTACK),
+                make_record(2, size=100, priority=Priority.ATTACK),
+                make_record(3, size=900, priority=Priority.METRIC),
+            ],
+            evict=False,
+        )
+
+        lease = await store.lease("one", 100, 1000, 60.0)
+
+        assert [record.id for record in lease.entries.values()] == ["record-1"]
 
 
 async def test_a_burst_larger_than_the_store_keeps_its_youngest(folder):
