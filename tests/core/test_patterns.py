@@ -40,6 +40,7 @@ DANGEROUS = [
     r"^(a|ab|b)*$",
     r"(?:\w\d|\w\s?)*x",
     r"(?:kx|\u212ax)*y",
+    r"(?a)(?:\S\n?|\x1c\t?)+[ ]",
     # a choice inside a repetition
     r"(?:a?b?)*c",
     r"(?:\d{1,3})+x",

@@ -137,7 +137,8 @@ _WORD = (
     _mask("".join(c for c in _LATIN if c.isalnum())) | _bit(95) | _OTHERS["digit"] | _OTHERS["word"]
 )
 _SPACE = _mask("".join(c for c in _LATIN if c.isspace())) | _OTHERS["space"]
-_ASCII = (1 << 128) - 1
+_ASCII = ((1 << 128) - 1) & ~_mask("\x1c\x1d\x1e\x1f")
+"""What a class can hold with the flag for ASCII; without it these four are white space."""
 _CROSSING = _mask("sSkKiI\xb5\xdf\xc5\xe5\xff")
 """Those of the first 256 that are another case of one beyond."""
 
