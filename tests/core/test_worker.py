@@ -232,6 +232,22 @@ def test_work_is_cancelled_when_the_agent_has_not_begun_or_has_ended(make_agent)
     assert not worker.running
 
 
+def test_a_thread_that_cannot_start_leaves_nothing_behind(make_agent, monkeypatch):
+    worker = worker_of(make_agent(RecordingTransport))
+
+    def refuse():
+        raise RuntimeError("no thread")
+
+    monkeypatch.setattr(worker._thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="no thread"):
+        worker.start()
+
+    worker.wake()
+    worker.want_rules()
+    assert worker.submit(lambda: asyncio.sleep(0)).cancelled()
+    assert not worker.running
+
+
 def test_p11_a_job_with_a_defect_begins_again_after_growing_pauses(make_agent, monkeypatch, caplog):
     class DefectError(Exception):
         pass
@@ -643,6 +659,44 @@ def test_a_status_report_notices_that_the_store_works_again(make_agent, caplog):
     assert caplog.text.count(f"{FAILING}stats: OSError: no room") == 1
 
 
+def test_a_status_report_says_why_the_store_tells_nothing(make_agent, caplog):
+    class Numberless(Flaky):
+        broken = "stats"
+        failures = 1_000_000
+
+    agent = make_agent(RecordingTransport, Numberless, store="flaky", stop_timeout=0.2)
+    worker_of(agent)._status_interval = 0.02
+    agent.start()
+
+    until(lambda: FAILING in caplog.text)
+
+    assert f"{FAILING}stats: OSError: no room" in caplog.text
+
+
+def test_leases_that_ran_out_are_looked_for_also_in_a_store_that_opened_late(
+    make_agent, monkeypatch
+):
+    class Late(Flaky):
+        broken = "open"
+        failures = 1_000_000
+        looked = 0
+
+        async def release_expired(self):
+            Late.looked += 1
+            return await super().release_expired()
+
+    monkeypatch.setattr(worker_module, "_EXPIRY_INTERVAL", 0.005)
+    agent = make_agent(RecordingTransport, Late, store="flaky")
+    agent.start()
+    pass_time(agent)
+    assert Late.looked == 0
+
+    Late.failures = 0
+    agent.flush().result(20)
+
+    until(lambda: Late.looked)
+
+
 def test_status_reports_wait_for_their_interval(make_agent):
     agent = make_agent(RecordingTransport)
     record(agent)
@@ -767,6 +821,34 @@ def test_p07_the_last_requests_end_before_the_store_is_closed(make_agent):
     balance = agent.balances()[NAME]
     assert (balance.delivered, balance.pending, balance.dropped) == (1, 4, {})
     assert worker_of(agent).depths[NAME].leased == 0
+
+
+def test_p07_a_store_that_takes_too_long_to_settle_does_not_keep_the_rest_open(make_agent):
+    class Hanging(Journal):
+        name = "hanging"
+        hangs = False
+
+        async def append(self, records, *, evict):
+            if self.hangs:
+                await asyncio.Event().wait()
+            raise OSError("no room")
+
+        async def close(self):
+            closed.append(self)
+
+    closed = []
+    agent = make_agent(
+        scripted(Retry("down", after=600)), Hanging, store="hanging", stop_timeout=0.4, timeout=60
+    )
+    record(agent)
+    agent.flush().result(20)
+    Hanging.hangs = True
+    agent._current().lanes._up = True  # so it is tried once more
+
+    agent.stop().result(20)
+
+    assert len(closed) == transport_of(agent).closed == 1
+    assert agent.balances()[NAME].dropped == {"shutdown": 1}
 
 
 def test_p07_what_memory_holds_is_sent_as_long_as_possible(make_agent):
