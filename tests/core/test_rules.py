@@ -1010,6 +1010,17 @@ async def test_l05_a_slow_pattern_is_left_out_and_reported_once(caplog):
     assert caplog.text.count("left out") == 1
 
 
+async def test_l05_what_is_left_out_of_the_next_version_as_well_is_no_news(caplog):
+    slow = {"suspicious_patterns": ["union.*select"]}
+    bench = Bench(rule_set(**slow), rule_set(version=4, **slow), rule_set(version=5))
+    for _ in range(3):
+        await bench.refresh()
+
+    assert [change.version for change in bench.changes] == [3, 4, 5]
+    assert caplog.text.count("left out") == 1
+    assert bench.keeper.describe()["left_out"] == []
+
+
 async def test_l05_the_same_pattern_is_fast_enough_for_a_user_agent():
     bench = Bench(rule_set(blocked_user_agents=["union.*select"]))
     await bench.refresh()

@@ -616,6 +616,8 @@ async def test_what_only_looks_into_a_store_takes_no_lock_and_what_changes_it_do
     await store.bury(lease, list(lease.entries)[:1], "bad")
     begun = len(sqlite.said)
 
+    assert await store.append([], evict=False) == Appended(0)
+    assert len(sqlite.said) == begun, "for nothing nobody asks"
     assert (await store.stats())["one"].pending == 1
     assert [letter.reason for letter in await store.dead_letters("one")] == ["bad"]
     assert [record.id for record in (await store.peek("one", None, 9)).records] == ["record-2"]
