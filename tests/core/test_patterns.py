@@ -491,6 +491,17 @@ MESSAGES = [
 ]
 
 
+def test_l05_in_a_loop_a_text_that_was_matched_before_is_found_however_deep_it_lies():
+    wrapped = [r"b\1", r"(?:x|b\1)", r"(?:x(\1)y)", r"(?:b\1){2}", r"(?:b\1)?"]
+    if sys.version_info >= (3, 11):
+        wrapped.append(r"(?>b\1)")
+    for inner in wrapped:
+        assert refusal(f"(a){inner}") is None
+        for times in ("*", "+", "{11}", "{2,}?"):
+            words = "repeats a back-reference, which can take for ever"
+            assert refusal(f"(a)(?:{inner}c){times}") == words, inner
+
+
 @pytest.mark.parametrize(("pattern", "message"), MESSAGES, ids=lambda value: value[:30])
 def test_l05_each_reason_in_its_words(pattern, message):
     assert refusal(pattern) == message
@@ -571,6 +582,27 @@ def test_l05_choices_that_the_next_character_does_not_decide_are_counted(pattern
 )
 def test_l04_it_is_told_which_ordinary_requests_a_pattern_matches(kind, pattern, hits):
     assert judge(kind, pattern, measured=False) == (None, None, tuple(hits))
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ((True, "takes long"), ("takes long", None, ())),
+        ((False, "takes long"), (None, "takes long", ())),
+        (None, (None, None, (2, 4, 9))),
+    ],
+)
+def test_l05_what_was_measured_is_the_verdict(monkeypatch, said, verdict):
+    asked = []
+
+    def cost(pattern, found, kind):
+        asked.append((pattern, [automaton.first for automaton in found], kind))
+        return said
+
+    monkeypatch.setattr(patterns, "cost", cost)
+
+    assert judge("agent", "firefox", measured=True) == verdict
+    assert asked == [("firefox", [[0]], "agent")]
 
 
 def test_l05_what_is_refused_or_slow_is_not_run():
