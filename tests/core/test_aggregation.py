@@ -141,20 +141,21 @@ def test_what_does_not_fit_at_the_end_is_counted_too(merging, monkeypatch):
     assert balance.dropped["shutdown"] == 3
 
 
-def test_a_flush_to_a_store_that_stays_full_ends(merging):
+@pytest.mark.parametrize("policy", ["drop", "raise"])
+def test_a_flush_to_a_store_that_stays_full_ends_and_costs_nothing(merging, policy):
     class Full(MemoryStore):
         name = "full"
         level = Level.JOURNAL
 
     agent = merging(
-        Full, store="full", buffer_overflow_policy="raise", max_buffer_records=3, stop_timeout=0.2
+        Full, store="full", buffer_overflow_policy=policy, max_buffer_records=3, stop_timeout=0.2
     )
     for number in range(8):
         agent.record("metric", make_metric(endpoint=f"/{number}"))
 
     assert agent.flush_to_store().result(PATIENCE) is False
 
-    assert books_of(agent).pending == 8
+    assert (books_of(agent).pending, books_of(agent).dropped) == (8, {})
 
 
 def _cannot_start():

@@ -15,6 +15,7 @@ from guard_agent import Accepted, AgentConfig, Level, Reject, Retry, RuleSet, Ru
 from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.composition import compose
 from guard_agent.core.delivery import worker as worker_module
+from guard_agent.core.delivery.calls import GRACE
 from guard_agent.core.delivery.worker import THREAD_NAME, _Passes, _wait
 from guard_agent.core.models import AgentStatus
 from guard_agent.plugins.memory import MemoryStore
@@ -697,6 +698,26 @@ def test_leases_that_ran_out_are_looked_for_also_in_a_store_that_opened_late(
     until(lambda: Late.looked)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "seconds"),
+    [((None, None), 300), ((None, 7), 7), ((20.0, 7), 7), ((0.5, None), 2), ((3600, 400), 300)],
+)
+def test_the_collector_that_wants_reports_most_often_has_them_but_not_too_often(
+    make_agent, wanted, seconds
+):
+    class One(RecordingTransport):
+        name = "one"
+        status_interval = wanted[0]
+
+    class Two(RecordingTransport):
+        name = "two"
+        status_interval = wanted[1]
+
+    agent = make_agent(One, Two, status_interval=300)
+
+    assert worker_of(agent)._wanted_interval() == seconds
+
+
 def test_status_reports_wait_for_their_interval(make_agent):
     agent = make_agent(RecordingTransport)
     record(agent)
@@ -1021,6 +1042,29 @@ def test_p07_how_the_time_to_stop_is_shared_out(make_agent, monkeypatch, store):
         10_000,  # the store closes
     ]  # fmt: skip
     assert waits == [pytest.approx(seconds, abs=600) for seconds in expected]
+
+
+def test_p07_without_time_everything_has_a_moment_to_end_nevertheless(make_agent, monkeypatch):
+    agent = make_agent(RecordingTransport, Journal, store="journal")
+    record(agent)
+    agent.flush().result(20)
+    waits = note_the_waits(monkeypatch, 0)
+
+    agent.stop(0).result(20)
+
+    # Besides what a call of the store may take, and what ends one.
+    waits = [seconds for seconds in waits if seconds < 10 and seconds != GRACE]
+    moment = 0.05
+    assert waits == [
+        moment,  # the pump ends
+        0, 0,  # nothing is sent
+        moment,  # the deliveries end
+        moment,  # everything else ends
+        moment,  # the store settles
+        moment, moment,  # the transport and the callback close
+        moment,  # the store closes
+    ]  # fmt: skip
+    assert transport_of(agent).closed == 1
 
 
 def test_p07_a_step_with_the_store_that_is_under_way_is_waited_for(make_agent, monkeypatch):
