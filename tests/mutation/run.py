@@ -145,7 +145,10 @@ def _is_same_sql(diff: str) -> bool:
     lines = diff.splitlines()
     before = [line[1:] for line in lines if line.startswith("-") and not line.startswith("---")]
     after = [line[1:] for line in lines if line.startswith("+") and not line.startswith("+++")]
-    words = r"\b(SELECT|INSERT|UPDATE|DELETE|PRAGMA|CREATE|DROP|FROM|WHERE|BEGIN|COMMIT|ROLLBACK)\b"
+    words = (
+        r"\b(SELECT|INSERT|UPDATE|DELETE|PRAGMA|CREATE|DROP|FROM|WHERE|BEGIN|COMMIT|ROLLBACK"
+        r"|AND|ORDER BY|LIMIT|VALUES)\b"
+    )
     return (
         [line.lower() for line in before] == [line.lower() for line in after]
         and all(re.search(words, line) for line in before)

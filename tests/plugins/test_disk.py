@@ -551,6 +551,19 @@ async def test_an_unused_destination_makes_room_before_anything_is_refused(folde
         assert len(caplog.messages) == 1
 
 
+async def test_what_just_fits_costs_an_unused_destination_nothing(folder, caplog):
+    async with opened(folder, destinations=TWO) as store:
+        await store.append([make_record(1, size=536)], evict=False)
+    async with opened(folder, max_bytes=65_536, max_records=3) as store:
+        unseen_for(61, store, "two")
+        fitting = [make_record(2, size=60_000), make_record(3, size=5_000)]
+        assert await store.append(fitting, evict=False) == Appended(2)
+    assert caplog.messages == []
+
+    async with opened(folder, destinations=TWO) as store:
+        assert await counts(store, "two") == (1, 0, 0)
+
+
 async def test_a_living_process_keeps_its_destination(folder):
     async with opened(folder, destinations=TWO) as old, opened(folder) as new:
         await old.append(make_records(1), evict=False)
@@ -763,6 +776,21 @@ async def test_a_file_that_proves_corrupt_while_in_use_is_set_aside(folder, capl
         assert ids(await take(other)) == ["record-7"]
         assert await other.append([make_record(8)], evict=False) == Appended(1)
         assert len(aside(folder)) == 1
+
+
+async def test_a_file_in_which_records_are_missing_is_set_aside(folder, caplog):
+    async with opened(folder) as store:
+        await store.append(make_records(3), evict=False)
+        with look(store.path) as connection:
+            connection.execute("DELETE FROM record WHERE rowid = (SELECT max(rowid) FROM record)")
+
+        assert await take(store) is None
+        assert await store.append([make_record(4)], evict=False) == Appended(1)
+        assert ids(await take(store)) == ["record-4"]
+
+    (said,) = caplog.messages
+    assert "was corrupt (database disk image is malformed: records are missing)" in said
+    assert len(aside(folder)) == 1
 
 
 async def test_few_corrupt_files_are_kept(folder):
