@@ -160,6 +160,28 @@ def test_p12_waking_the_agent_in_its_own_thread_does_not_make_its_work_that_of_t
     assert agent.balances()[NAME].dropped == {"internal": 1}, "the app is heard as before"
 
 
+def test_p12_what_the_app_sees_of_waking_the_agent_is_the_agents_own(make_agent, monkeypatch):
+    """
+    It writes to a socket, and the app may have something recorded for each that is written to.
+    """
+    agent = make_agent(RecordingTransport)
+    agent.start()
+    loop = worker_of(agent)._loop
+    write = loop._write_to_self
+
+    def instrumented():
+        agent.record("event", make_event())
+        write()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_write_to_self", instrumented)
+        worker_of(agent).wake()
+
+    assert books(agent).dropped == {"internal": 1}
+    record(agent)
+    assert agent.balances()["recording"].dropped == {"internal": 1}
+
+
 @pytest.mark.parametrize("error", [ValueError("bad"), asyncio.CancelledError()])
 def test_whoever_submits_work_gets_what_came_of_it(make_agent, error):
     agent = make_agent(RecordingTransport)
