@@ -48,7 +48,9 @@ def test_an_address_has_one_stand_in(pseudonyms, text, address):
     assert pseudonyms.of(text) == stand_in(address)
 
 
-@pytest.mark.parametrize("text", ["12", "1.2.3", "256.1.1.1", "a:b", "cafe", "", "1" * 65])
+@pytest.mark.parametrize(
+    "text", ["12", "1.2.3", "X1.2.3.4", "256.1.1.1", "a:b", "cafe", "", "1" * 65]
+)
 def test_what_is_no_address_is_taken_as_it_is(pseudonyms, text):
     assert pseudonyms.of(text) == stand_in(text)
     assert pseudonyms._known == {}
