@@ -45,6 +45,7 @@ DANGEROUS = [
     r"(?:\w\d|\w\s?)*x",
     r"(?:kx|\u212ax)*y",
     r"(?a)(?:\S\n?|\x1c\t?)+[ ]",
+    r"(?:\wx|\u0430x)*y",
     # a choice inside a repetition
     r"(?:a?b?)*c",
     r"(?:\d{1,3})+x",
@@ -221,6 +222,11 @@ def test_l05_both_cases_are_considered():
     assert refusal(r"(?:[^A]x|ax)*b") is not None
 
 
+def test_l05_the_flag_for_ascii_is_considered():
+    assert refusal(r"(?:\wx|\u0430x)*y") is not None
+    assert refusal(r"(?a)(?:\wx|\u0430x)*y") is None
+
+
 def test_l05_a_word_boundary_decides():
     assert refusal(r"(?:\b\w+\b\W*)+x") is None
     assert refusal(r"(?:\w+\W*)+x") is not None
@@ -256,7 +262,7 @@ ROUGHLY = [
 """Those that share a bit with others, or of whose cases more are taken than `re` does."""
 SEVERAL_CASES = set("sSkKiI\xb5\xdf\xc5\xe5\xff")
 LATIN = [chr(number) for number in range(256)]
-BEYOND = ["\u0660", "\u0430", "\u2003", "\u2192"]
+BEYOND = ["\u0100", "\u0660", "\u0430", "\u2003", "\u2192"]
 
 
 def one_automaton(pattern, *, fold=False):
@@ -473,6 +479,12 @@ def test_l05_short_repetitions_are_written_out_up_to_a_bound(times, states):
     assert len(automaton.first) == len(automaton.last) == 1
 
 
+def pairs(number):
+    """A repetition of so many alternatives that have nothing in common."""
+    signs = [character for character in LATIN if not character.isalpha()][:number]
+    return "(?:" + "|".join(2 * f"\\x{ord(sign):02x}" for sign in signs) + ")*"
+
+
 MESSAGES = [
     ("a" * 4_001, "is longer than 4000 characters"),
     ("(?a:b)", "switches the flag 'a' on for a part, which is not supported"),
@@ -484,7 +496,8 @@ MESSAGES = [
         "repeats what can match the same text in two ways, which can take for ever",
     ),
     ("(" * 5 + "){10}" * 5, "is too complicated"),  # no character, and too many parts
-    ("(?:[ab]{10}x){9}" * 40, "is too complicated"),  # too many states
+    ("a" * 3_001, "is too complicated"),  # too many states
+    (pairs(80), "is too complicated"),  # too much to compare
     ("(?:" + "a?" * 900 + "b)", "is too complicated"),  # too many edges
     ("[\u0000-\uffff]" * 5, "has too many wide ranges of characters"),
     ("a{2,1}", "is not a regular expression: min repeat greater than max repeat at position 2"),
@@ -508,7 +521,9 @@ def test_l05_each_reason_in_its_words(pattern, message):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["a" * 3_000, "[\u0000-\uffff]" * 4, "(?:" + "a?" * 500 + "b)"], ids=lambda p: p[:20]
+    "pattern",
+    ["a" * 3_000, pairs(60), "[\u0000-\uffff]" * 4, "(?:" + "a?" * 500 + "b)"],
+    ids=lambda p: p[:20],
 )
 def test_l05_what_is_just_within_the_bounds_is_looked_at(pattern):
     assert refusal(pattern) is None
