@@ -17,6 +17,7 @@ from guard_agent.core.assembly.composition import compose
 from guard_agent.core.delivery import worker as worker_module
 from guard_agent.core.delivery.calls import GRACE
 from guard_agent.core.delivery.worker import THREAD_NAME, _Passes, _wait
+from guard_agent.core.interfaces import DestinationDepth
 from guard_agent.core.models import AgentStatus
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_event
@@ -643,6 +644,34 @@ def test_the_store_may_give_up_records_for_better_ones_where_the_ring_may(
     agent.flush().result(20)
 
     assert asked == [evicts]
+
+
+@pytest.mark.parametrize(
+    ("share", "used", "room"),
+    [
+        (1, (0, 0), (9, 2 << 20)),  # the ring is the smaller one; one record waits there
+        (0.5, (0, 0), (4, 1 << 20)),
+        (0.5, (47, 0), (2, 1 << 20)),  # of records the store has less room
+        (0.5, (0, 3 << 19), (4, 1 << 19)),  # of bytes the store has less room
+        (0.5, (60, 3 << 20), (-11, -1 << 20)),
+    ],
+)
+def test_what_was_merged_gets_a_share_of_ring_and_store(make_agent, share, used, room):
+    agent = make_agent(
+        RecordingTransport,
+        plugins={"memory": {"max_records": 100, "max_bytes": 4 << 20}},
+        max_buffer_records=10,
+        max_buffer_bytes=2 << 20,
+    )
+    record(agent)
+    worker = worker_of(agent)
+    ready, size = used
+    worker.depths = {
+        "low": DestinationDepth(),
+        "high": DestinationDepth(ready=ready, bytes=size),
+    }
+
+    assert worker._room_for(share) == room
 
 
 # --- the other jobs -------------------------------------------------------------------------------

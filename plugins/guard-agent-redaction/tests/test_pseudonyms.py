@@ -39,6 +39,8 @@ def test_the_stand_in_is_a_keyed_hash_that_stays_the_same(pseudonyms):
         ("::ffff:192.0.2.1", "192.0.2.1"),
         ("2001:DB8:0:0::1", "2001:db8::1"),
         ("fe80::1%eth0", "fe80::1"),
+        ("0:0:0:0:0:ffff:192.0.2.1", "192.0.2.1"),
+        ("ABCD::EF", "abcd::ef"),
         ("::", "::"),
         ("::1", "::1"),
     ],
