@@ -346,7 +346,7 @@ def fits(automaton, text):
 
 @settings(max_examples=150, deadline=None)
 @given(PATTERNS)
-def test_l05_the_automaton_takes_the_texts_that_the_pattern_matches(pattern):
+def test_the_automaton_takes_the_texts_that_the_pattern_matches(pattern):
     automaton, run = one_automaton(pattern), re.compile(pattern)
 
     assert [text for text in TEXTS if fits(automaton, text)] == [
@@ -450,7 +450,7 @@ def test_l05_a_loop_in_which_a_text_has_two_readings_is_found_and_no_other(patte
         (r"(a)\1", {(0, 1): 1, (1, 1): 1}),
     ],
 )
-def test_l05_what_can_follow_what_and_in_how_many_ways(pattern, edges):
+def test_what_can_follow_what_and_in_how_many_ways(pattern, edges):
     tree = patterns.sre_parse.parse(pattern)
     automaton = patterns._Reader(fold=False, ascii_only=False).read(tree)[0]
 
@@ -469,7 +469,7 @@ def test_l05_what_is_looked_for_ahead_or_behind_is_looked_at_as_well():
 
 
 @pytest.mark.parametrize(("times", "states"), [(2, 200), (3, 100), (10, 100), (11, 100)])
-def test_l05_short_repetitions_are_written_out_up_to_a_bound(times, states):
+def test_short_repetitions_are_written_out_up_to_a_bound(times, states):
     automaton = one_automaton(f"(?:(?:x{{10}}){{10}}){{{times}}}")
 
     assert sum(bool(follow) for follow in automaton.follow) + 1 >= states
@@ -516,7 +516,7 @@ def test_l05_in_a_loop_a_text_that_was_matched_before_is_found_however_deep_it_l
 
 
 @pytest.mark.parametrize(("pattern", "message"), MESSAGES, ids=lambda value: value[:30])
-def test_l05_each_reason_in_its_words(pattern, message):
+def test_each_reason_in_its_words(pattern, message):
     assert refusal(pattern) == message
 
 
@@ -525,11 +525,11 @@ def test_l05_each_reason_in_its_words(pattern, message):
     ["a" * 3_000, pairs(60), "[\u0000-\uffff]" * 4, "(?:" + "a?" * 500 + "b)"],
     ids=lambda p: p[:20],
 )
-def test_l05_what_is_just_within_the_bounds_is_looked_at(pattern):
+def test_what_is_just_within_the_bounds_is_looked_at(pattern):
     assert refusal(pattern) is None
 
 
-def test_l05_what_is_nested_too_deeply_is_refused_in_words():
+def test_what_is_nested_too_deeply_is_refused_in_words():
     assert refusal("(" * 1_900 + "a" + ")" * 1_900) == "is nested too deeply"
 
 
@@ -550,7 +550,7 @@ def test_l05_what_is_nested_too_deeply_is_refused_in_words():
         ("a*xa*xa*", 3),
     ],
 )
-def test_l05_repetitions_in_a_row_that_match_the_same_are_counted(pattern, suspects):
+def test_repetitions_in_a_row_that_match_the_same_are_counted(pattern, suspects):
     (automaton,) = automata(pattern)
     assert automaton.suspects() == suspects
     slow = judge("text", pattern, measured=False).slow
@@ -572,7 +572,7 @@ def test_l05_repetitions_in_a_row_that_match_the_same_are_counted(pattern, suspe
         ("a?" * 13 + "a", 13),
     ],
 )
-def test_l05_choices_that_the_next_character_does_not_decide_are_counted(pattern, forks):
+def test_choices_that_the_next_character_does_not_decide_are_counted(pattern, forks):
     (automaton,) = automata(pattern)
     assert automaton.forks() == forks
     slow = judge("text", pattern, measured=False).slow
@@ -595,7 +595,7 @@ def test_l05_choices_that_the_next_character_does_not_decide_are_counted(pattern
         ("agent", "gzip", ()),
     ],
 )
-def test_l04_it_is_told_which_ordinary_requests_a_pattern_matches(kind, pattern, hits):
+def test_it_is_told_which_ordinary_requests_a_pattern_matches(kind, pattern, hits):
     assert judge(kind, pattern, measured=False) == (None, None, tuple(hits))
 
 
@@ -607,7 +607,7 @@ def test_l04_it_is_told_which_ordinary_requests_a_pattern_matches(kind, pattern,
         (None, (None, None, (2, 4, 9))),
     ],
 )
-def test_l05_what_was_measured_is_the_verdict(monkeypatch, said, verdict):
+def test_what_was_measured_is_the_verdict(monkeypatch, said, verdict):
     asked = []
 
     def cost(pattern, found, kind):
@@ -620,7 +620,7 @@ def test_l05_what_was_measured_is_the_verdict(monkeypatch, said, verdict):
     assert asked == [("firefox", [[0]], "agent")]
 
 
-def test_l05_what_is_refused_or_slow_is_not_run():
+def test_what_is_refused_or_slow_is_not_run():
     assert judge("text", "(a+)+", measured=False) == (refusal("(a+)+"), None, ())
     assert judge("agent", "(.*g){3}", measured=False).hits == ()
 

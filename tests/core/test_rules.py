@@ -1013,7 +1013,7 @@ async def test_l05_a_slow_pattern_is_left_out_and_reported_once(caplog):
     assert caplog.text.count("left out") == 1
 
 
-async def test_l05_what_is_left_out_of_the_next_version_as_well_is_no_news(caplog):
+async def test_what_is_left_out_of_the_next_version_as_well_is_no_news(caplog):
     slow = {"suspicious_patterns": ["union.*select"]}
     bench = Bench(rule_set(**slow), rule_set(version=4, **slow), rule_set(version=5))
     for _ in range(3):
