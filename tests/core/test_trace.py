@@ -141,6 +141,13 @@ def test_what_came_of_an_attempt_in_words(transport, result, said):
     )
 
 
+def test_a_line_is_bounded(transport):
+    line = describe_attempt(transport, make_batch(), Retry("x" * 600), 0.1)
+
+    assert len(line) == 503
+    assert line.endswith("x...")
+
+
 def test_sizes_are_for_people():
     assert [kilobytes(size) for size in (0, 999, 1000, 51_260)] == [
         *("0 B", "999 B", "1.0 kB", "51.3 kB")

@@ -118,6 +118,19 @@ def test_a_transaction_happens_or_not(folder):
         assert database.resets == 0
 
 
+def test_a_transaction_that_cannot_be_rolled_back_ends_with_its_connection(folder, sqlite):
+    def broken(connection):
+        insert(connection)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with a_database(folder) as database:
+        fail(sqlite, "ROLLBACK", "cannot rollback")
+        with pytest.raises(DiskStoreError, match="disk I/O error"):
+            database.run(broken, job())
+
+        assert amount(database) == 0
+
+
 def test_a_transaction_that_nobody_waits_for_is_rolled_back(folder):
     asked = job(undo=lambda _: None)
 
