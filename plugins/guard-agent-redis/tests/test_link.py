@@ -9,7 +9,8 @@ import time
 
 import pytest
 from redis import exceptions
-from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import UnixDomainSocketConnection
+from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from guard_agent_redis import RedisSettings, ServerDownError, StoreUnavailableError
 from guard_agent_redis.link import Link
@@ -101,7 +102,8 @@ def test_sentinels_tell_where_the_primary_is(url, is_tls):
     assert [one["retry"].get_retries() for one in found] == [0, 0]
     pool = link._client.connection_pool
     assert (pool.service_name, pool.is_master) == ("shop", True)
-    assert issubclass(pool.connection_class, SSLConnection) == is_tls
+    managed = SentinelManagedSSLConnection if is_tls else SentinelManagedConnection
+    assert pool.connection_class is managed, "which asks the sentinels"
     assert (pool.connection_kwargs["db"], pool.connection_kwargs["password"]) == (2, "p")
     assert not {"host", "port"} & set(pool.connection_kwargs)
 
@@ -208,18 +210,40 @@ class Stuck:
             raise exceptions.ConnectionError("the client makes that of it") from None
 
 
-async def test_who_does_not_answer_is_down_after_the_deadline_or_twice_that():
+async def test_who_does_not_answer_is_down_after_the_deadline_or_twice_that(monkeypatch):
     """Twice as long until it has answered once."""
     link = make_link(deadline=0.1)
     stuck = Stuck(link)
+    waits, wait = [], asyncio.wait
+
+    def noted(tasks, *, timeout=None):
+        waits.append(timeout)
+        return wait(tasks, timeout=timeout)
+
+    monkeypatch.setattr(asyncio, "wait", noted)
     for connected, least in ((False, 0.2), (True, 0.1)):
         link._connected, link._closed_until = connected, 0.0
+        waits.clear()
         started = time.monotonic()
         with pytest.raises(ServerDownError):
             await link.call("PING")
         assert least <= time.monotonic() - started
+        assert waits[0] == pytest.approx(least)
         assert link._connected is False
     assert stuck.ended == 2
+    await link.close()
+
+
+async def test_an_answer_that_came_while_this_process_was_held_up_is_taken():
+    link = make_link(deadline=0.05)
+
+    async def answer(*command):
+        asyncio.get_running_loop().call_soon(time.sleep, 0.3)
+        await asyncio.sleep(0.15)
+        return b"PONG"
+
+    link._client.execute_command = answer
+    assert await link.call("PING") == b"PONG"
     await link.close()
 
 
