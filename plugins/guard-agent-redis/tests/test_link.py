@@ -80,7 +80,12 @@ def test_what_an_application_hands_over_goes_before_the_address():
 
 
 @pytest.mark.parametrize(
-    ("url", "is_tls"), [("redis://ignored:6390/2", False), ("rediss://ignored:6390/2", True)]
+    ("url", "is_tls"),
+    [
+        ("redis://ignored:6390/2", False),
+        ("rediss://ignored:6390/2", True),
+        ("unix:///ignored.sock?db=2", False),
+    ],
 )
 def test_sentinels_tell_where_the_primary_is(url, is_tls):
     link = make_link(
@@ -105,7 +110,7 @@ def test_sentinels_tell_where_the_primary_is(url, is_tls):
     managed = SentinelManagedSSLConnection if is_tls else SentinelManagedConnection
     assert pool.connection_class is managed, "which asks the sentinels"
     assert (pool.connection_kwargs["db"], pool.connection_kwargs["password"]) == (2, "p")
-    assert not {"host", "port"} & set(pool.connection_kwargs)
+    assert not {"host", "port", "path"} & set(pool.connection_kwargs)
 
 
 def test_sentinels_may_do_without_a_password():
