@@ -83,8 +83,9 @@ class Row:
 
     @property
     def score(self) -> float:
-        """Percent killed of those that make a difference."""
-        return 100 * self.killed / max(self.tested - self.counts["same"], 1)
+        """Percent killed of those that make a difference; 100 where there is none."""
+        different = self.tested - self.counts["same"]
+        return 100 * self.killed / different if different else 100.0
 
 
 def _run(name: str, arguments: argparse.Namespace) -> Row:
@@ -102,6 +103,8 @@ def _run(name: str, arguments: argparse.Namespace) -> Row:
     chosen = mutants
     if not arguments.all and arguments.sample < len(mutants):
         chosen = sorted(random.Random(arguments.seed).sample(mutants, arguments.sample))
+    if not chosen:  # mutmut would take no names for all
+        return Row(name, 0, Counter())
     log = folder / "mutmut.log"
     sys.stdout.write(f"{name}: {len(chosen)} of {len(mutants)} mutants, see {log}\n")
     sys.stdout.flush()
