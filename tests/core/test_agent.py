@@ -1038,3 +1038,18 @@ def test_why_a_transport_cannot_open_is_shown(make_agent):
 
     reason = agent._current().destinations["recording"].gate.reason
     assert reason == "cannot open: OSError: no way"
+
+
+def test_answers_about_records_that_were_not_sent_change_nothing(make_agent):
+    class Confused(RecordingTransport):
+        async def answer(self, batch):
+            count = len(batch.records)
+            return Partial({count: "bad", -1: "bad", count + 7: "bad"}, frozenset({count, -1}))
+
+    agent = make_agent(Confused)
+    for _ in range(2):
+        agent.record("event", make_event())
+    agent.flush().result(30)
+
+    balance = agent.balances()["recording"]
+    assert (balance.delivered, balance.buried, balance.pending) == (2, 0, 0)
