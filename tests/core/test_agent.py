@@ -1050,6 +1050,7 @@ def test_answers_about_records_that_were_not_sent_change_nothing(make_agent):
     for _ in range(2):
         agent.record("event", make_event())
     agent.flush().result(30)
+    agent.look().result(30)
 
     balance = agent.balances()["recording"]
     assert (balance.delivered, balance.buried, balance.pending) == (2, 0, 0)
