@@ -18,7 +18,7 @@ from guard_agent import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 MARKER = "...[TRUNCATED]"
 MARK = "guard.truncated"
@@ -74,7 +74,12 @@ class TruncateEnricher(Enricher):
 
     def text_rules(self, kind: Kind) -> TextRules | None:  # noqa: ARG002 - both alike
         limit = self._limit
-        return TextRules(replaced=lambda _: {}, keeps=lambda texts: max(map(len, texts)) <= limit)
+
+        def keeps(texts: Sequence[str]) -> bool:
+            # All together are nearly always short enough, and that is quickly seen.
+            return len("".join(texts)) <= limit or max(map(len, texts)) <= limit
+
+        return TextRules(replaced=lambda _: {}, keeps=keeps)
 
 
 def _any_longer(values: Iterable[Any], limit: int) -> bool:

@@ -249,8 +249,10 @@ class Glance:
 
     def _pass(self, texts: list[str]) -> bool:
         """Whether all rules leave all ``texts`` as they are."""
-        longest = max(map(len, texts))
-        if longest > MAX_TEXT or len(texts) > MAX_UNKNOWN:
+        if len(texts) > MAX_UNKNOWN:
+            return False
+        size = len("".join(texts))
+        if size > _REMEMBERED_TEXT and max(map(len, texts)) > MAX_TEXT:
             return False
         known, inside = self._known, self._inside
         before, inside.agent = inside.agent, True
@@ -264,7 +266,7 @@ class Glance:
             inside.agent = before
         if len(known) >= _REMEMBERED:
             known.clear()
-        if longest > _REMEMBERED_TEXT:
+        if size > _REMEMBERED_TEXT:
             texts = [text for text in texts if len(text) <= _REMEMBERED_TEXT]
         known.update(texts)
         return True
