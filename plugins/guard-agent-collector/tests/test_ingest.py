@@ -291,6 +291,7 @@ async def agent(tmp_path, monkeypatch):
                 "flush_interval": 0.1,
                 "backoff_factor": 0.05,
                 "rules": [],
+                "rollup": False,
                 **settings,
             }
         )
