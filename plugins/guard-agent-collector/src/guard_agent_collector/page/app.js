@@ -26,6 +26,7 @@ function say(text) { setText($("said"), text); }
 
 const whole = new Intl.NumberFormat("en");
 const count = (value) => whole.format(Math.round(value));
+const short = new Intl.NumberFormat("en", {notation: "compact"});
 const pad = (value, width = 2) => String(value).padStart(width, "0");
 
 function clock(seconds, millis = true) {
@@ -171,7 +172,7 @@ function drawChart(minutes) {
   for (let step = 0; step <= 4; step += 1) {
     const at = y(top * step / 4);
     picture.append(drawing("line", {x1: left, x2: width, y1: at, y2: at}));
-    if (step % 2 === 0) picture.append(drawing("text", {x: left - 8, y: at + 4, "text-anchor": "end"}, count(top * step / 4)));
+    if (step % 2 === 0) picture.append(drawing("text", {x: left - 8, y: at + 4, "text-anchor": "end"}, short.format(top * step / 4)));
   }
   const slot = (width - left) / minutes.length;
   const every = Math.ceil(minutes.length / Math.max(2, Math.floor(width / 90)));
@@ -354,7 +355,6 @@ function fillRow(row, group) {
   setText(times, `×${count(group.count)}`);
   times.title = `${count(group.count)} like this in ${count(group.records)} ${group.records === 1 ? "record" : "records"}`;
   setText(lasting, during(group));
-  lasting.title = lasting.textContent;
   setText(cells[2], record.ip);
   setText(cells[3], `${record.method} ${record.endpoint}`.trim() + (record.status ? ` → ${record.status}` : ""));
   setText(cells[4], record.action);
