@@ -182,12 +182,13 @@ class Storage:
 
     def add(
         self, records: Sequence[Incoming], sender: Sender, facts: dict[str, Any]
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, int]:
         """
         Keep records that were not kept before, and the request that brought them.
 
         Returns:
-            How many are new, and how many were known by their key.
+            How many are new, how many were known by their key, and how many events and metrics the
+            new ones stand for.
 
         Raises:
             StorageFullError: there is no room for them.
@@ -239,7 +240,7 @@ class Storage:
             self._add_request(db, now, {**facts, "records": len(rows), "duplicates": known})
             self._see(db, sender, now, new, counted)
             self._note_applied(db, records, sender, now)
-        return new, known
+        return new, known, counted
 
     def add_request(self, sender: Sender | None, facts: dict[str, Any]) -> None:
         """Keep a request that brought no records: a refused one, or one about rules."""
