@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, urlencode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 EXAMPLES = Path(__file__).resolve().parent
 PATIENCE = 20.0  # seconds to wait for any one thing; a slow machine needs about two
@@ -316,7 +316,7 @@ class View:
         self._print_counts()
 
     def until_event(self, event_type: str, address: str, count: int = 1) -> dict[str, Any]:
-        """Print events until ``count`` of this type and address are there; returns the last."""
+        """Print events until there were ``count`` of this type and address; returns the last."""
 
         def found(collector: Collector) -> list[dict[str, Any]]:
             return [
@@ -325,7 +325,9 @@ class View:
                 if (event["event_type"], event["ip_address"]) == (event_type, address)
             ]
 
-        self.until(f"{count} {event_type} of {address}", lambda c: len(found(c)) >= count)
+        self.until(
+            f"{count} {event_type} of {address}", lambda c: sum(map(count_of, found(c))) >= count
+        )
         return found(self._collector)[-1]
 
     def _print_new(self) -> None:
@@ -346,13 +348,14 @@ class View:
             f"{clean(request) or '-':<13}",
             f"{clean(event.get('action_taken') or '-'):<15}",
             clean(event.get("reason") or "").removeprefix("Penetration attempt detected: "),
+            f"(x {times})" if (times := count_of(event)) > 1 else "",
         )
         is_stopped = event.get("action_taken") in ("request_blocked", "banned")
-        self._terminal.line("  ".join(columns), "red" if is_stopped else "yellow")
+        self._terminal.line("  ".join(columns).rstrip(), "red" if is_stopped else "yellow")
 
     def _print_counts(self) -> None:
-        counted = Counter(str(metric["metric_type"]) for metric in self._collector.metrics)
-        counted["diagnostics"] = sum(map(is_diagnostic, self._collector.events))
+        counted = count_by("metric_type", self._collector.metrics)
+        counted["diagnostics"] = sum(map(count_of, filter(is_diagnostic, self._collector.events)))
         new, self._counted = counted - self._counted, counted
         if new:
             text = ", ".join(f"{name}: {count}" for name, count in sorted(new.items()))
@@ -361,6 +364,19 @@ class View:
 
 def is_diagnostic(event: Mapping[str, Any]) -> bool:
     return str(event["event_type"]).startswith(DIAGNOSTICS)
+
+
+def count_of(record: Mapping[str, Any]) -> int:
+    """How many events or metrics a record stands for: the agent merges what is the same."""
+    notes = record.get("metadata") or record.get("tags") or {}
+    return int(notes.get("guard.count", 1))
+
+
+def count_by(name: str, records: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts[str(record[name])] += count_of(record)
+    return counts
 
 
 def moment_of(event: Mapping[str, Any]) -> datetime:
@@ -378,7 +394,7 @@ def visit(app: App, view: View, terminal: Terminal) -> None:
         ("198.51.100.2", "/products"),
     ):
         expect(app.request(path, address=address), 200, f"a visit to {path}")
-    view.until("metrics of the visits", lambda c: len(c.metrics) >= 6)
+    view.until("metrics of the visits", lambda c: sum(map(count_of, c.metrics)) >= 6)
 
 
 def attack(app: App, view: View, terminal: Terminal) -> None:
@@ -469,11 +485,14 @@ def summarise(app: App, collector: Collector, terminal: Terminal, in_force: floa
     wire = sum(request["wire"] for request in batches)
     duplicates = sum(request["duplicates"] for request in batches)
     answers = ", ".join(f"{count} x {status}" for status, count in sorted(app.answers.items()))
-    events = Counter(str(event["event_type"]) for event in collector.events)
-    metrics = Counter(str(metric["metric_type"]) for metric in collector.metrics)
+    events = count_by("event_type", collector.events)
+    metrics = count_by("metric_type", collector.metrics)
 
     terminal.heading("Summary")
     terminal.line(f"  requests to the app   {app.answers.total()} ({answers})")
+    terminal.line(
+        f"  events and metrics    {events.total() + metrics.total()} in {records} records"
+    )
     terminal.line(f"  events delivered      {events.total()}")
     for name, count in events.most_common():
         terminal.line(f"  {count:>21}   {clean(name)}", "dim")

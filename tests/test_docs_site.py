@@ -146,9 +146,8 @@ def test_what_is_documented_is_there(name):
 def test_every_class_for_plugins_is_documented():
     ours = {
         name
-        for name, value in vars(guard_agent).items()
-        if name in guard_agent.__all__
-        and isinstance(value, type)
+        for name in guard_agent.__all__
+        if isinstance(value := getattr(guard_agent, name), type)
         and value.__module__ == "guard_agent.core.interfaces"
     }
 

@@ -188,7 +188,7 @@ class AgentConfig(BaseModel):
 
     # What the agent is made of. The order of a list is the order of execution.
     rollup: bool | str = Field(
-        default=False,
+        default=True,
         description="Merge repeats and metrics, with true counts; or the plugin that does",
     )
     enrichers: list[str] = Field(

@@ -17,12 +17,15 @@ from guard_agent import (
     BufferFullError,
     Enricher,
     Level,
+    Partial,
+    Reject,
     Retry,
     RuleSet,
     RuleSource,
     Stage,
 )
 from guard_agent.core.delivery.worker import THREAD_NAME
+from guard_agent.core.errors import PermanentClientError
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_event, make_metric
 from guard_agent.testing.transports import RecordingTransport, ScriptedTransport
@@ -624,10 +627,10 @@ def test_stats_keep_the_keys_of_3_x(make_agent, part):
 
 def test_stats_tell_events_from_metrics(make_agent):
     agent = make_agent(RecordingTransport, max_buffer_records=3, buffer_size=3)
-    transport_of(agent)
-    for _ in range(2):
-        agent.record("metric", make_metric())
-        agent.record("event", make_event())
+    with agent._current().ring.locked():  # what is leased already could not make room
+        for _ in range(2):
+            agent.record("metric", make_metric())
+            agent.record("event", make_event())
     agent.record("metric", "junk")
     agent.record("event", "junk")
     before = agent.stats()["buffer_stats"]
@@ -996,3 +999,59 @@ def test_only_the_first_call_waits_for_rules(make_agent):
     worker.submit(lambda: worker.first_rules(0.01)).result(30)
 
     worker.submit(lambda: worker.first_rules(600)).result(30)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "reason"),
+    [
+        (Reject("no such country"), 422, "no such country"),
+        (Reject("no such country", status=400), 400, "no such country"),
+        (Partial({0: "no such country"}), 422, "no such country"),
+    ],
+    ids=["rejected", "with a status", "in part"],
+)
+def test_on_error_is_told_why_a_record_was_refused(make_agent, answer, status, reason):
+    told = []
+
+    class Refusing(RecordingTransport):
+        async def answer(self, batch):
+            return answer
+
+    agent = make_agent(Refusing, on_error=lambda *what: told.append(what))
+    agent.record("event", make_event())
+    agent.flush().result(30)
+    agent.stop().result(30)
+
+    ((_, error, _),) = told
+    assert isinstance(error, PermanentClientError)
+    assert (error.status_code, error.detail) == (status, reason)
+
+
+def test_why_a_transport_cannot_open_is_shown(make_agent):
+    class Locked(RecordingTransport):
+        async def open(self):
+            raise OSError("no way")
+
+    agent = make_agent(Locked, stop_timeout=0.2)
+    agent.record("event", make_event())
+    agent.flush().result(30)
+
+    reason = agent._current().destinations["recording"].gate.reason
+    assert reason == "cannot open: OSError: no way"
+
+
+def test_answers_about_records_that_were_not_sent_change_nothing(make_agent, caplog):
+    class Confused(RecordingTransport):
+        async def answer(self, batch):
+            count = len(batch.records)
+            return Partial({count: "bad", -1: "bad", count + 7: "bad"}, frozenset({count, -1}))
+
+    agent = make_agent(Confused)
+    for _ in range(2):
+        agent.record("event", make_event())
+    agent.flush().result(30)
+    agent.look().result(30)
+
+    balance = agent.balances()["recording"]
+    assert (balance.delivered, balance.buried, balance.pending) == (2, 0, 0)
+    assert "IndexError" not in caplog.text

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from guard_agent import Aggregator, BufferFullError, Retry
+from guard_agent import Aggregator, BufferFullError, Level, Retry
+from guard_agent.plugins.memory import MemoryStore
 from guard_agent.plugins.rollup import Rollup
 from guard_agent.testing.records import make_event, make_metric
 from guard_agent.testing.transports import RecordingTransport
@@ -125,6 +126,36 @@ def test_stop_without_a_thread_counts_what_was_merged_as_lost(merging, monkeypat
     balance = books_of(agent)
     assert balance.dropped == {"shutdown": 3}
     assert (balance.accepted, balance.merged, balance.pending) == (12, 9, 0)
+
+
+def test_what_does_not_fit_at_the_end_is_counted_too(merging, monkeypatch):
+    agent = merging(max_buffer_records=3)
+    monkeypatch.setattr(agent._current().worker, "start", _cannot_start)
+    for number in range(8):
+        agent.record("metric", make_metric(endpoint=f"/{number}"))
+
+    agent.stop().result(PATIENCE)
+
+    balance = books_of(agent)
+    assert sum(balance.dropped.values()) == balance.accepted == 8
+    assert balance.dropped["shutdown"] == 3
+
+
+@pytest.mark.parametrize("policy", ["drop", "raise"])
+def test_a_flush_to_a_store_that_stays_full_ends_and_costs_nothing(merging, policy):
+    class Full(MemoryStore):
+        name = "full"
+        level = Level.JOURNAL
+
+    agent = merging(
+        Full, store="full", buffer_overflow_policy=policy, max_buffer_records=3, stop_timeout=0.2
+    )
+    for number in range(8):
+        agent.record("metric", make_metric(endpoint=f"/{number}"))
+
+    assert agent.flush_to_store().result(PATIENCE) is False
+
+    assert (books_of(agent).pending, books_of(agent).dropped) == (8, {})
 
 
 def _cannot_start():

@@ -127,8 +127,11 @@ def test_an_engine_of_another_shape_is_left_alone(engine, poller, caplog):
     assert "could not ask the engine to update" in caplog.text
 
 
-def test_a_manager_that_names_no_proxies_does_not_hide_those_of_another(engine):
-    engine(ASYNC, SimpleNamespace(config=SimpleNamespace()))
+@pytest.mark.parametrize(
+    "silent", [object(), SimpleNamespace(config=SimpleNamespace())], ids=["a", "b"]
+)
+def test_a_manager_that_names_no_proxies_does_not_hide_those_of_another(engine, silent):
+    engine(ASYNC, silent)
     engine(SYNC, SimpleNamespace(config=SimpleNamespace(trusted_proxies=["192.0.2.1"])))
 
     assert trusted_proxies() == ["192.0.2.1"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -183,6 +184,16 @@ def test_l05_a_process_that_is_ended_leaves_nothing_to_the_shape(program):
 
     assert found == [[]]
     assert child._process.returncode == -signal.SIGKILL
+
+
+def test_l05_a_process_that_cannot_be_talked_to_is_ended_and_leaves_nothing_to_the_shape():
+    sleeping = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(sleeping, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.close()
+
+        assert _Child(KEYS, 60)._talk(process) == (b"", True)
+
+    assert process.returncode == -signal.SIGKILL
 
 
 async def test_l05_the_thread_that_waits_for_it_is_a_daemon_with_a_name(program):

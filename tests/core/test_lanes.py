@@ -428,3 +428,16 @@ async def test_while_the_store_is_away_the_dead_letters_in_memory_can_be_replaye
 
     assert await bench.lanes.replay("one", 10) == 1
     assert (await bench.lanes.stats())["one"].ready == 1
+
+
+async def test_the_pauses_until_a_store_is_asked_again_double_to_half_a_minute():
+    bench = Bench(away=True)
+    bounds = []
+    for _ in range(20):
+        bench.lanes._failed(OSError("away"))
+        bounds.append(bench.lanes._retry_at - bench.now)
+
+    expected = [0.5, 1, 2, 4, 8, 16, *[30] * 14]
+    assert all(
+        bound / 2 <= pause <= bound for bound, pause in zip(expected, bounds, strict=True)
+    ), bounds

@@ -115,6 +115,38 @@ async def test_a_watch_that_ends_or_raises_begins_again_and_is_logged_once(caplo
         await watch
 
 
+async def test_the_pauses_before_a_watch_begins_again_grow_until_one_lasted(monkeypatch):
+    monkeypatch.setattr(keeper_module, "_WATCH_AGAIN", (1.0, 60.0))
+    pauses, now, sleep = [], [0.0], asyncio.sleep
+    done = asyncio.Event()
+
+    async def skip(seconds):
+        pauses.append(seconds)
+        await sleep(0)
+
+    async def watching(source, changed):
+        if source.watched == 9:
+            now[0] += 60.5
+        if source.watched > 10:
+            done.set()
+            await asyncio.Event().wait()
+
+    gate = Gate(rate=1000, backoff=1.0, failure_threshold=4)
+    keeper = RuleKeeper(Told(watching=watching), gate, None, clock=lambda: now[0])
+    await keeper.refresh()
+    monkeypatch.setattr(asyncio, "sleep", skip)
+    watch = asyncio.create_task(keeper.watch())
+    await asyncio.wait_for(done.wait(), 30)
+    watch.cancel()
+
+    expected = [2, 4, 8, 16, 32, 60, 60, 60, 1, 2]
+    assert len(pauses) == len(expected)
+    assert all(
+        0.5 * pause <= seconds < 1.5 * pause
+        for pause, seconds in zip(expected, pauses, strict=True)
+    )
+
+
 async def test_a_source_that_only_polls_is_not_watched():
     class Polls(Told):
         watch = RuleSource.watch

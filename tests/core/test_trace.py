@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -9,8 +10,12 @@ import sys
 
 import pytest
 
+from guard_agent import Accepted, Partial, PluginSettings, Reject, Retry, TooLarge
+from guard_agent.core.delivery.trace import describe_attempt, kilobytes, trace_from_environment
 from guard_agent.testing.collector import Answer, Collector
 from guard_agent.testing.hosts import Host
+from guard_agent.testing.records import make_batch, make_context
+from guard_agent.testing.transports import RecordingTransport
 
 
 @pytest.fixture
@@ -84,6 +89,69 @@ def test_a_closed_stderr_costs_nothing(collector, monkeypatch):
     with Host(collector) as host:
         host.record(1)
         host.until_delivered()
+
+
+class Closed:
+    """A stream as one whose other end is gone."""
+
+    def write(self, text):
+        raise OSError("gone")
+
+
+@pytest.fixture
+def transport():
+    return RecordingTransport(PluginSettings(), make_context(instance="one"))
+
+
+def test_a_stream_that_takes_nothing_raises_nothing(transport, monkeypatch):
+    monkeypatch.setenv("GUARD_AGENT_DEBUG", "1")
+    closed = io.StringIO()
+    closed.close()
+    tell = trace_from_environment()
+    for stream in (None, closed, Closed()):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", stream)
+            tell(transport, make_batch(), Accepted(), 0.1)
+
+
+def test_without_the_variable_it_is_off(monkeypatch):
+    monkeypatch.delenv("GUARD_AGENT_DEBUG", raising=False)
+
+    assert trace_from_environment() is None
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (Accepted(), "accepted in 42 ms"),
+        (TooLarge(), "toolarge in 42 ms: too large"),
+        (TooLarge(asked=False), "toolarge in 42 ms: too large to ask"),
+        (
+            Partial({0: "bad"}, frozenset({1})),
+            "partial in 42 ms: 1 rejected, 1 to be sent again",
+        ),
+        (Reject("bad\n"), "reject in 42 ms: bad\\x0a"),
+        (Retry("down"), "retry in 42 ms: down"),
+    ],
+    ids=str,
+)
+def test_what_came_of_an_attempt_in_words(transport, result, said):
+    assert describe_attempt(transport, make_batch(2), result, 0.0421) == (
+        f"one: sent 2 records -> {said}"
+    )
+
+
+def test_a_line_is_bounded(transport):
+    line = describe_attempt(transport, make_batch(), Retry("x" * 600), 0.1)
+
+    assert len(line) == 503
+    assert line.endswith("x...")
+
+
+def test_sizes_are_for_people():
+    assert [kilobytes(size) for size in (0, 999, 1000, 51_260)] == [
+        *("0 B", "999 B", "1.0 kB", "51.3 kB")
+    ]
 
 
 def test_the_first_success_and_the_first_failure_are_logged_once(collector, caplog):

@@ -15,7 +15,9 @@ from guard_agent import Accepted, AgentConfig, Level, Reject, Retry, RuleSet, Ru
 from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.composition import compose
 from guard_agent.core.delivery import worker as worker_module
+from guard_agent.core.delivery.calls import GRACE
 from guard_agent.core.delivery.worker import THREAD_NAME, _Passes, _wait
+from guard_agent.core.interfaces import DestinationDepth
 from guard_agent.core.models import AgentStatus
 from guard_agent.plugins.memory import MemoryStore
 from guard_agent.testing.records import make_event
@@ -159,6 +161,28 @@ def test_p12_waking_the_agent_in_its_own_thread_does_not_make_its_work_that_of_t
     assert agent.balances()[NAME].dropped == {"internal": 1}, "the app is heard as before"
 
 
+def test_p12_what_the_app_sees_of_waking_the_agent_is_the_agents_own(make_agent, monkeypatch):
+    """
+    It writes to a socket, and the app may have something recorded for each that is written to.
+    """
+    agent = make_agent(RecordingTransport)
+    agent.start()
+    loop = worker_of(agent)._loop
+    write = loop._write_to_self
+
+    def instrumented():
+        agent.record("event", make_event())
+        write()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_write_to_self", instrumented)
+        worker_of(agent).wake()
+
+    assert books(agent).dropped == {"internal": 1}
+    record(agent)
+    assert agent.balances()["recording"].dropped == {"internal": 1}
+
+
 @pytest.mark.parametrize("error", [ValueError("bad"), asyncio.CancelledError()])
 def test_whoever_submits_work_gets_what_came_of_it(make_agent, error):
     agent = make_agent(RecordingTransport)
@@ -228,6 +252,22 @@ def test_work_is_cancelled_when_the_agent_has_not_begun_or_has_ended(make_agent)
 
     with pytest.raises((CancelledError, asyncio.CancelledError)):
         waiting.result(20)
+    assert worker.submit(lambda: asyncio.sleep(0)).cancelled()
+    assert not worker.running
+
+
+def test_a_thread_that_cannot_start_leaves_nothing_behind(make_agent, monkeypatch):
+    worker = worker_of(make_agent(RecordingTransport))
+
+    def refuse():
+        raise RuntimeError("no thread")
+
+    monkeypatch.setattr(worker._thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="no thread"):
+        worker.start()
+
+    worker.wake()
+    worker.want_rules()
     assert worker.submit(lambda: asyncio.sleep(0)).cancelled()
     assert not worker.running
 
@@ -554,7 +594,7 @@ def test_what_other_processes_took_out_before_is_no_loss():
     stores = []
     config = AgentConfig(
         api_key="test-key-0123", transports=["recording"], store="shared", enrichers=[],
-        allow_unredacted=True, rules=[], flush_interval=3600,
+        allow_unredacted=True, rules=[], rollup=False, flush_interval=3600,
     )  # fmt: skip
     agent = Agent(compose(config, isolated_registry(RecordingTransport, Shared)))
     try:
@@ -584,6 +624,54 @@ def test_all_that_is_lost_with_the_process_is_counted_in_ring_and_store(make_age
     agent.stop().result(20)
 
     assert agent.balances()["recording"].dropped == {"shutdown": 12}
+
+
+@pytest.mark.parametrize(("policy", "evicts"), [("drop", True), ("block", False)])
+def test_the_store_may_give_up_records_for_better_ones_where_the_ring_may(
+    make_agent, policy, evicts
+):
+    asked = []
+
+    class Asked(MemoryStore):
+        name = "asked"
+
+        async def append(self, records, *, evict):
+            asked.append(evict)
+            return await super().append(records, evict=evict)
+
+    agent = make_agent(RecordingTransport, Asked, store="asked", buffer_overflow_policy=policy)
+    record(agent)
+    agent.flush().result(20)
+
+    assert asked == [evicts]
+
+
+@pytest.mark.parametrize(
+    ("share", "used", "room"),
+    [
+        (1, (0, 0), (9, 2 << 20)),  # the ring is the smaller one; one record waits there
+        (0.5, (0, 0), (4, 1 << 20)),
+        (0.5, (47, 0), (2, 1 << 20)),  # of records the store has less room
+        (0.5, (0, 3 << 19), (4, 1 << 19)),  # of bytes the store has less room
+        (0.5, (60, 3 << 20), (-11, -1 << 20)),
+    ],
+)
+def test_what_was_merged_gets_a_share_of_ring_and_store(make_agent, share, used, room):
+    agent = make_agent(
+        RecordingTransport,
+        plugins={"memory": {"max_records": 100, "max_bytes": 4 << 20}},
+        max_buffer_records=10,
+        max_buffer_bytes=2 << 20,
+    )
+    record(agent)
+    worker = worker_of(agent)
+    ready, size = used
+    worker.depths = {
+        "low": DestinationDepth(),
+        "high": DestinationDepth(ready=ready, bytes=size),
+    }
+
+    assert worker._room_for(share) == room
 
 
 # --- the other jobs -------------------------------------------------------------------------------
@@ -621,6 +709,64 @@ def test_a_status_report_notices_that_the_store_works_again(make_agent, caplog):
     until(lambda: "works again" in caplog.text)
 
     assert caplog.text.count(f"{FAILING}stats: OSError: no room") == 1
+
+
+def test_a_status_report_says_why_the_store_tells_nothing(make_agent, caplog):
+    class Numberless(Flaky):
+        broken = "stats"
+        failures = 1_000_000
+
+    agent = make_agent(RecordingTransport, Numberless, store="flaky", stop_timeout=0.2)
+    worker_of(agent)._status_interval = 0.02
+    agent.start()
+
+    until(lambda: FAILING in caplog.text)
+
+    assert f"{FAILING}stats: OSError: no room" in caplog.text
+
+
+def test_leases_that_ran_out_are_looked_for_also_in_a_store_that_opened_late(
+    make_agent, monkeypatch
+):
+    class Late(Flaky):
+        broken = "open"
+        failures = 1_000_000
+        looked = 0
+
+        async def release_expired(self):
+            Late.looked += 1
+            return await super().release_expired()
+
+    monkeypatch.setattr(worker_module, "_EXPIRY_INTERVAL", 0.005)
+    agent = make_agent(RecordingTransport, Late, store="flaky")
+    agent.start()
+    pass_time(agent)
+    assert Late.looked == 0
+
+    Late.failures = 0
+    agent.flush().result(20)
+
+    until(lambda: Late.looked)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seconds"),
+    [((None, None), 300), ((None, 7), 7), ((20.0, 7), 7), ((0.5, None), 2), ((3600, 400), 300)],
+)
+def test_the_collector_that_wants_reports_most_often_has_them_but_not_too_often(
+    make_agent, wanted, seconds
+):
+    class One(RecordingTransport):
+        name = "one"
+        status_interval = wanted[0]
+
+    class Two(RecordingTransport):
+        name = "two"
+        status_interval = wanted[1]
+
+    agent = make_agent(One, Two, status_interval=300)
+
+    assert worker_of(agent)._wanted_interval() == seconds
 
 
 def test_status_reports_wait_for_their_interval(make_agent):
@@ -747,6 +893,34 @@ def test_p07_the_last_requests_end_before_the_store_is_closed(make_agent):
     balance = agent.balances()[NAME]
     assert (balance.delivered, balance.pending, balance.dropped) == (1, 4, {})
     assert worker_of(agent).depths[NAME].leased == 0
+
+
+def test_p07_a_store_that_takes_too_long_to_settle_does_not_keep_the_rest_open(make_agent):
+    class Hanging(Journal):
+        name = "hanging"
+        hangs = False
+
+        async def append(self, records, *, evict):
+            if self.hangs:
+                await asyncio.Event().wait()
+            raise OSError("no room")
+
+        async def close(self):
+            closed.append(self)
+
+    closed = []
+    agent = make_agent(
+        scripted(Retry("down", after=600)), Hanging, store="hanging", stop_timeout=0.4, timeout=60
+    )
+    record(agent)
+    agent.flush().result(20)
+    Hanging.hangs = True
+    agent._current().lanes._up = True  # so it is tried once more
+
+    agent.stop().result(20)
+
+    assert len(closed) == transport_of(agent).closed == 1
+    assert agent.balances()[NAME].dropped == {"shutdown": 1}
 
 
 def test_p07_what_memory_holds_is_sent_as_long_as_possible(make_agent):
@@ -877,3 +1051,137 @@ def test_p07_all_that_is_open_is_closed_although_one_of_it_fails(make_agent, cap
     said = [message for message in caplog.messages if "did not close" in message]
     assert sorted(said) == [f"{name} did not close" for name in ("recording", "rules", "store")]
     assert agent.balances()["recording"].delivered == 1
+
+
+def note_the_waits(monkeypatch, least):
+    """For how long the agent is ready to wait, where that is ``least`` seconds or more."""
+    waits = []
+    wait = asyncio.wait
+
+    def noted(tasks, *, timeout=None, **rest):
+        if timeout is not None and timeout >= least:
+            waits.append(timeout)
+        return wait(tasks, timeout=timeout, **rest)
+
+    monkeypatch.setattr(asyncio, "wait", noted)
+    return waits
+
+
+@pytest.mark.parametrize("store", ["memory", "journal"])
+def test_p07_how_the_time_to_stop_is_shared_out(make_agent, monkeypatch, store):
+    """
+    As it is told to each, so that no clock has to be watched: nothing takes that long here.
+    """
+    agent = make_agent(
+        RecordingTransport, Journal, Rules, store=store, rules=["rules"], stop_timeout=10_000
+    )
+    record(agent)
+    agent.first_rules().result(20)
+    waits = note_the_waits(monkeypatch, 100)
+
+    agent.stop().result(60)
+
+    assert agent.balances()["recording"].delivered == 1
+    expected = [
+        10_000,  # the pump ends
+        3_750,  # half of what is not kept for closing, in which requests begin
+        3_750,  # the other half, in which they end
+        10_000,  # the deliveries end
+        10_000,  # everything else ends
+        5_000,  # the store settles
+        5_000, 5_000, 5_000,  # the transport, the rules and the callback close
+        10_000,  # the store closes
+    ]  # fmt: skip
+    assert waits == [pytest.approx(seconds, abs=600) for seconds in expected]
+
+
+def test_p07_without_time_everything_has_a_moment_to_end_nevertheless(make_agent, monkeypatch):
+    agent = make_agent(RecordingTransport, Journal, store="journal")
+    record(agent)
+    agent.flush().result(20)
+    waits = note_the_waits(monkeypatch, 0)
+
+    agent.stop(0).result(20)
+
+    # Besides what a call of the store may take, and what ends one.
+    waits = [seconds for seconds in waits if seconds < 10 and seconds != GRACE]
+    moment = 0.05
+    assert waits == [
+        moment,  # the pump ends
+        0, 0,  # nothing is sent
+        moment,  # the deliveries end
+        moment,  # everything else ends
+        moment,  # the store settles
+        moment, moment,  # the transport and the callback close
+        moment,  # the store closes
+    ]  # fmt: skip
+    assert transport_of(agent).closed == 1
+
+
+def test_p07_a_step_with_the_store_that_is_under_way_is_waited_for(make_agent, monkeypatch):
+    """
+    For half of the time: one that is given up may have been done, and be done again.
+    """
+
+    class Slow(Journal):
+        name = "slow"
+
+        async def append(self, records, *, evict):
+            reached.set()
+            end = time.monotonic() + 20
+            while not half() and time.monotonic() < end:
+                await asyncio.sleep(0.005)
+            return await super().append(records, evict=evict)
+
+    def half():
+        return [seconds for seconds in waits if 4_000 < seconds < 5_001]
+
+    reached = threading.Event()
+    waits = note_the_waits(monkeypatch, 100)
+    agent = make_agent(RecordingTransport, Slow, store="slow", stop_timeout=10_000, timeout=60)
+    record(agent)
+    reached.wait(20)
+
+    agent.stop().result(60)
+
+    assert waits[0] == pytest.approx(10_000, abs=600), "for the pump to end, and meanwhile"
+    assert waits[1] == pytest.approx(5_000, abs=600), "for the step"
+    balance = agent.balances()["recording"]
+    assert (balance.delivered, balance.pending) == (1, 0)
+    assert len(transport_of(agent).accepted) == 1
+
+
+def test_what_somebody_holds_in_memory_at_the_end_is_lost_with_it(make_agent):
+    agent = make_agent(scripted(Retry("down", after=600)))
+    record(agent, 3)
+    agent.flush().result(20)
+    worker, lanes = worker_of(agent), agent._current().lanes
+    worker.submit(lambda: lanes.lease(NAME, 1, 1 << 20, 600)).result(20)
+    books(agent)
+    assert worker.depths[NAME].leased == 1
+
+    agent.stop().result(20)
+
+    depth = worker.depths[NAME]
+    assert (depth.ready, depth.leased, depth.bytes) == (0, 0, 0)
+    assert agent.balances()[NAME].dropped == {"shutdown": 3}
+
+
+def test_p11_a_callback_that_hangs_at_the_end_is_named(make_agent, caplog):
+    called, over = threading.Event(), threading.Event()
+
+    def hang(*_):
+        called.set()
+        over.wait(30)
+
+    agent = make_agent(RecordingTransport, on_error=hang, stop_timeout=0.2)
+    agent.start()
+    worker_of(agent)._on_error("test", ValueError("bad"), {})
+    called.wait(20)
+
+    try:
+        agent.stop().result(20)
+    finally:
+        over.set()
+
+    assert "the on_error callback did not close" in caplog.messages

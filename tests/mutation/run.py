@@ -83,8 +83,9 @@ class Row:
 
     @property
     def score(self) -> float:
-        """Percent killed of those that make a difference."""
-        return 100 * self.killed / max(self.tested - self.counts["same"], 1)
+        """Percent killed of those that make a difference; 100 where there is none."""
+        different = self.tested - self.counts["same"]
+        return 100 * self.killed / different if different else 100.0
 
 
 def _run(name: str, arguments: argparse.Namespace) -> Row:
@@ -102,6 +103,8 @@ def _run(name: str, arguments: argparse.Namespace) -> Row:
     chosen = mutants
     if not arguments.all and arguments.sample < len(mutants):
         chosen = sorted(random.Random(arguments.seed).sample(mutants, arguments.sample))
+    if not chosen:  # mutmut would take no names for all
+        return Row(name, 0, Counter())
     log = folder / "mutmut.log"
     sys.stdout.write(f"{name}: {len(chosen)} of {len(mutants)} mutants, see {log}\n")
     sys.stdout.flush()
@@ -145,7 +148,10 @@ def _is_same_sql(diff: str) -> bool:
     lines = diff.splitlines()
     before = [line[1:] for line in lines if line.startswith("-") and not line.startswith("---")]
     after = [line[1:] for line in lines if line.startswith("+") and not line.startswith("+++")]
-    words = r"\b(SELECT|INSERT|UPDATE|DELETE|PRAGMA|CREATE|DROP|FROM|WHERE|BEGIN|COMMIT|ROLLBACK)\b"
+    words = (
+        r"\b(SELECT|INSERT|UPDATE|DELETE|PRAGMA|CREATE|DROP|FROM|WHERE|BEGIN|COMMIT|ROLLBACK"
+        r"|AND|ORDER BY|LIMIT|VALUES)\b"
+    )
     return (
         [line.lower() for line in before] == [line.lower() for line in after]
         and all(re.search(words, line) for line in before)

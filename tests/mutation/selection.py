@@ -30,7 +30,7 @@ _HITS = pytest.StashKey[Path]()
 def pytest_configure(config: pytest.Config) -> None:
     wanted = {argument for argument in config.args if "::" in argument}
     if wanted and len(wanted) == len(config.args):
-        config.stash[_WANTED] = wanted
+        config.stash[_WANTED] = set(map(_plain, wanted))
         config.args = sorted({argument.partition("::")[0] for argument in wanted})
 
 
@@ -39,10 +39,26 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
     if (wanted := config.stash.get(_WANTED, None)) is not None:
-        unwanted = [item for item in items if item.nodeid not in wanted]
+        unwanted = [item for item in items if _plain(item.nodeid) not in wanted]
         config.hook.pytest_deselected(items=unwanted)
-        items[:] = [item for item in items if item.nodeid in wanted]
+        items[:] = [item for item in items if _plain(item.nodeid) in wanted]
     yield
+
+
+def _plain(test: str) -> str:
+    """The id of a test without backslashes: pytest doubles them each time that it collects."""
+    return test.replace("\\", "")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except Exception as error:
+        # A thread that died unseen until all tests were over: raised then, and noticed.
+        if isinstance(error, Warning) or hasattr(error, "exceptions"):
+            return pytest.ExitCode.TESTS_FAILED
+        raise
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -342,6 +342,9 @@ async def test_an_unknown_destination_is_named_in_the_error(folder):
     async with opened(folder, destinations=TWO) as store:
         with pytest.raises(ValueError, match="no destination 'three'; it was made for: one, two"):
             await take(store, "three")
+    async with opened(folder, destinations=()) as store:
+        with pytest.raises(ValueError, match=r"no destination 'one'; it was made for: none$"):
+            await take(store, "one")
 
 
 # --- bounds ---------------------------------------------------------------------------------------
@@ -373,6 +376,22 @@ async def test_more_than_a_block_of_records_makes_room(folder):
         assert ids(two)[:1200] == [record.id for record in high]
         assert ids(two)[1200:1800] == [record.id for record in low[100:700]]
         assert ids(two)[1800:] == [record.id for record in low[1800:]]
+
+
+async def test_a_share_of_a_lease_holds_one_record_that_is_larger_but_only_as_the_first(folder):
+    async with opened(folder, destinations=("one",)) as store:
+        await store.append(
+            [
+                make_record(1, size=950, priority=Priority.ATTACK),
+                make_record(2, size=100, priority=Priority.ATTACK),
+                make_record(3, size=900, priority=Priority.METRIC),
+            ],
+            evict=False,
+        )
+
+        lease = await store.lease("one", 100, 1000, 60.0)
+
+        assert [record.id for record in lease.entries.values()] == ["record-1"]
 
 
 async def test_a_burst_larger_than_the_store_keeps_its_youngest(folder):
@@ -530,6 +549,19 @@ async def test_an_unused_destination_makes_room_before_anything_is_refused(folde
         unseen_for(61, store, "two")
         assert await store.append([make_record(5)], evict=False) == Appended(1)
         assert len(caplog.messages) == 1
+
+
+async def test_what_just_fits_costs_an_unused_destination_nothing(folder, caplog):
+    async with opened(folder, destinations=TWO) as store:
+        await store.append([make_record(1, size=536)], evict=False)
+    async with opened(folder, max_bytes=65_536, max_records=3) as store:
+        unseen_for(61, store, "two")
+        fitting = [make_record(2, size=60_000), make_record(3, size=5_000)]
+        assert await store.append(fitting, evict=False) == Appended(2)
+    assert caplog.messages == []
+
+    async with opened(folder, destinations=TWO) as store:
+        assert await counts(store, "two") == (1, 0, 0)
 
 
 async def test_a_living_process_keeps_its_destination(folder):
@@ -746,6 +778,21 @@ async def test_a_file_that_proves_corrupt_while_in_use_is_set_aside(folder, capl
         assert len(aside(folder)) == 1
 
 
+async def test_a_file_in_which_records_are_missing_is_set_aside(folder, caplog):
+    async with opened(folder) as store:
+        await store.append(make_records(3), evict=False)
+        with look(store.path) as connection:
+            connection.execute("DELETE FROM record WHERE rowid = (SELECT max(rowid) FROM record)")
+
+        assert await take(store) is None
+        assert await store.append([make_record(4)], evict=False) == Appended(1)
+        assert ids(await take(store)) == ["record-4"]
+
+    (said,) = caplog.messages
+    assert "was corrupt (database disk image is malformed: records are missing)" in said
+    assert len(aside(folder)) == 1
+
+
 async def test_few_corrupt_files_are_kept(folder):
     folder.mkdir(mode=0o700)
     for n in range(4):
@@ -952,7 +999,7 @@ async def child(number, inherited):
     try:
         await inherited.append([make_record(1)], evict=False)
     except DiskStoreError as error:
-        assert "before a fork" in str(error)
+        assert str(error) == "the store was opened before a fork and belongs to the parent"
     else:
         raise AssertionError("the child used what it inherited")
     await inherited.close()

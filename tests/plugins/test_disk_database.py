@@ -118,6 +118,19 @@ def test_a_transaction_happens_or_not(folder):
         assert database.resets == 0
 
 
+def test_a_transaction_that_cannot_be_rolled_back_ends_with_its_connection(folder, sqlite):
+    def broken(connection):
+        insert(connection)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with a_database(folder) as database:
+        fail(sqlite, "ROLLBACK", "cannot rollback")
+        with pytest.raises(DiskStoreError, match="disk I/O error"):
+            database.run(broken, job())
+
+        assert amount(database) == 0
+
+
 def test_a_transaction_that_nobody_waits_for_is_rolled_back(folder):
     asked = job(undo=lambda _: None)
 
@@ -603,4 +616,26 @@ async def test_s01_what_cannot_be_undone_yet_is_undone_later(folder, sqlite):
     assert await store.release_expired() == 0
 
     assert (await store.stats())["one"].pending == 0
+    await store.close()
+
+
+async def test_what_only_looks_into_a_store_takes_no_lock_and_what_changes_it_does(folder, sqlite):
+    store = make_store(folder)
+    await store.open()
+    begun = len(sqlite.said)
+    await store.append(make_records(2), evict=False)
+    lease = await store.lease("one", 2, BIG, 60.0)
+    changes = sqlite.said[begun:]
+    await store.bury(lease, list(lease.entries)[:1], "bad")
+    begun = len(sqlite.said)
+
+    assert await store.append([], evict=False) == Appended(0)
+    assert len(sqlite.said) == begun, "for nothing nobody asks"
+    assert (await store.stats())["one"].pending == 1
+    assert [letter.reason for letter in await store.dead_letters("one")] == ["bad"]
+    assert [record.id for record in (await store.peek("one", None, 9)).records] == ["record-2"]
+
+    looks = sqlite.said[begun:]
+    assert [text for text in changes if text.startswith("BEGIN")] == ["BEGIN IMMEDIATE"] * 2
+    assert [text for text in looks if text.startswith("BEGIN")] == ["BEGIN"] * 3
     await store.close()

@@ -234,7 +234,7 @@ def test_what_is_set_aside_keeps_its_parts_and_few_are_kept(place, monkeypatch):
 
 @posix_only
 def test_an_owner_is_dead_when_nobody_holds_its_lock(place):
-    one, two = Owner(place / "f"), Owner(place / "f")
+    one, two = Owner(place / "f-1"), Owner(place / "f-1")
     assert one.number == two.number == NOBODY
     one.begin()
     two.begin()
@@ -244,7 +244,7 @@ def test_an_owner_is_dead_when_nobody_holds_its_lock(place):
     assert min(number, one.number) > NOBODY
     assert max(number, one.number) < 1 << 63, "it fits an integer of SQLite"
     assert sorted(path.name for path in place.iterdir()) == sorted(
-        f"f.owner-{owner.number:016x}" for owner in (one, two)
+        f"f-1.owner-{owner.number:016x}" for owner in (one, two)
     )
     assert [path.stat().st_mode & 0o777 for path in place.iterdir()] == [0o600] * 2
     assert one.dead() == two.dead() == []
@@ -253,16 +253,16 @@ def test_an_owner_is_dead_when_nobody_holds_its_lock(place):
     two._descriptor = None
 
     assert one.dead() == [number]
-    assert Owner(place / "f").dead() == [number]
+    assert Owner(place / "f-1").dead() == [number]
     one.forget([number, 12345])
     assert one.dead() == []
-    assert [path.name for path in place.iterdir()] == [f"f.owner-{one.number:016x}"]
+    assert [path.name for path in place.iterdir()] == [f"f-1.owner-{one.number:016x}"]
     one.end()
 
 
 @posix_only
 def test_an_owner_that_ended_is_nobody_and_leaves_nothing(place):
-    owner = Owner(place / "f")
+    owner = Owner(place / "f-1")
     owner.end()
     owner.begin()
     first = owner.number
@@ -279,7 +279,7 @@ def test_an_owner_that_ended_is_nobody_and_leaves_nothing(place):
 
 @posix_only
 def test_what_a_child_inherits_it_leaves_to_the_parent(place):
-    parent, other = Owner(place / "f"), Owner(place / "f")
+    parent, other = Owner(place / "f-1"), Owner(place / "f-1")
     parent.begin()
     kept = os.dup(parent._descriptor)  # of the parent
     number = parent.number
@@ -296,8 +296,8 @@ def test_what_a_child_inherits_it_leaves_to_the_parent(place):
 @posix_only
 def test_a_number_is_never_that_of_nobody_and_a_file_never_a_link(place, monkeypatch):
     monkeypatch.setattr("guard_agent.plugins.disk.owners.secrets.randbits", lambda bits: 0)
-    owner = Owner(place / "f")
-    unborn = place / f"f.new-{NOBODY + 1:016x}"
+    owner = Owner(place / "f-1")
+    unborn = place / f"f-1.new-{NOBODY + 1:016x}"
     unborn.touch()
     owner.begin()
     assert owner.number == NOBODY, "the file is somebody else's"
@@ -310,15 +310,15 @@ def test_a_number_is_never_that_of_nobody_and_a_file_never_a_link(place, monkeyp
 
 @posix_only
 def test_strange_files_are_nobody(place):
-    (place / "f.owner-xyz").touch()
-    (place / f"f.owner-{NOBODY:016x}").touch()
-    (place / f"f.owner-{77:016x}").symlink_to(place / "target")
+    (place / "f-1.owner-xyz").touch()
+    (place / f"f-1.owner-{NOBODY:016x}").touch()
+    (place / f"f-1.owner-{77:016x}").symlink_to(place / "target")
     (place / "target").touch()
     (place / f"other.owner-{78:016x}").touch()
 
-    assert Owner(place / "f").dead() == []
-    (place / f"f.owner-{79:016x}").touch()
-    assert Owner(place / "f").dead() == [79]
+    assert Owner(place / "f-1").dead() == []
+    (place / f"f-1.owner-{79:016x}").touch()
+    assert Owner(place / "f-1").dead() == [79]
 
 
 def test_without_a_folder_the_owner_is_nobody(place):
@@ -332,7 +332,7 @@ def test_without_a_folder_the_owner_is_nobody(place):
 @posix_only
 def test_where_files_cannot_be_locked_the_owner_is_nobody(place, monkeypatch):
     monkeypatch.setattr("guard_agent.plugins.disk.owners.locked", lambda descriptor: False)
-    owner = Owner(place / "f")
+    owner = Owner(place / "f-1")
     before = os.open(place, os.O_RDONLY)
     os.close(before)
     owner.begin()

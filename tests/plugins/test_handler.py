@@ -197,6 +197,18 @@ async def test_a_process_takes_over_what_a_dead_one_left_and_one_of_two_gets_it(
     assert await host.call("keys", f"{JOURNAL}:*") == []
 
 
+async def test_leases_that_ran_out_count_also_when_a_search_finds_nothing(host):
+    store = make(host)
+    await store.open()
+    await store.append([make_record() for _ in range(2)], evict=True)
+    await store.lease("one", 9, 1 << 20, 0.0)
+    store._searched_at = float("-inf")
+
+    assert await store.release_expired() == 2
+
+    await store.close()
+
+
 async def test_what_a_living_process_wrote_down_is_left_alone(host):
     one, other = make(host), make(host)
     await one.open()

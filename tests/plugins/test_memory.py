@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from guard_agent import Appended, DeadLetter, DestinationDepth, Level, Priority
+from guard_agent.plugins import memory
 from guard_agent.plugins.memory import MemorySettings, MemoryStore
 from guard_agent.testing.clock import VirtualClock
 from guard_agent.testing.contracts import BufferStoreContract
@@ -180,6 +181,19 @@ async def test_a_newcomer_that_cannot_get_enough_room_costs_nobody_else_a_place(
     # What stayed keeps its turn.
     smaller = make_record(4, size=200, priority=Priority.METRIC)
     assert await store.append([smaller], evict=True) == Appended(1, {"one": 1})
+
+
+async def test_room_for_a_large_record_counts_what_each_small_one_takes_beside_its_payload():
+    beside, free = memory._OVERHEAD + memory._OVERHEAD_PER_DESTINATION, memory._FREE_OVERHEAD
+    each, bound = beside + 100, 5_000_000
+    store = make_store(max_records=1_000_000, max_bytes=bound)
+    await store.append(make_records((free + bound) // each + 9, size=100), evict=True)
+
+    large = make_record(0, size=500_000, priority=Priority.ATTACK)
+    await store.append([large], evict=True)
+
+    depth = (await store.stats())["one"]
+    assert bound - each < depth.bytes + depth.pending * beside - free <= bound
 
 
 async def test_during_an_outage_the_store_holds_no_more_than_its_records(clock):

@@ -137,7 +137,8 @@ _WORD = (
     _mask("".join(c for c in _LATIN if c.isalnum())) | _bit(95) | _OTHERS["digit"] | _OTHERS["word"]
 )
 _SPACE = _mask("".join(c for c in _LATIN if c.isspace())) | _OTHERS["space"]
-_ASCII = (1 << 128) - 1
+_ASCII = ((1 << 128) - 1) & ~_mask("\x1c\x1d\x1e\x1f")
+"""What a class can hold with the flag for ASCII; without it these four are white space."""
 _CROSSING = _mask("sSkKiI\xb5\xdf\xc5\xe5\xff")
 """Those of the first 256 that are another case of one beyond."""
 
@@ -169,15 +170,6 @@ class _Part(NamedTuple):
 
 
 _EMPTY = _Part(1, False, {}, {})
-
-
-def _merge(into: _Ends, state: int, end: _End) -> None:
-    known = into.get(state)
-    into[state] = (
-        end
-        if known is None
-        else _End(min(2, known.ways + end.ways), known.boundary and end.boundary)
-    )
 
 
 class _Reader:
@@ -216,17 +208,18 @@ class _Reader:
         return whole
 
     def _join(self, left: _Part, right: _Part) -> _Part:
+        """One after the other. They have no state in common."""
         self._connect(left.last, right.first)
         first = dict(left.first)
         if left.empty:
             for state, end in right.first.items():
                 boundary = end.boundary or left.boundary
-                _merge(first, state, _End(min(2, end.ways * left.empty), boundary))
+                first[state] = _End(min(2, end.ways * left.empty), boundary)
         last = dict(right.last)
         if right.empty:
             for state, end in left.last.items():
                 boundary = end.boundary or right.boundary
-                _merge(last, state, _End(min(2, end.ways * right.empty), boundary))
+                last[state] = _End(min(2, end.ways * right.empty), boundary)
         return _Part(min(2, left.empty * right.empty), left.boundary or right.boundary, first, last)
 
     def _connect(self, last: _Ends, first: _Ends) -> None:

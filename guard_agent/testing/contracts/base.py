@@ -129,6 +129,7 @@ class PluginContract(Contract):
             "project_id": f"contract-{uuid4().hex}",
             "enrichers": [],
             "rules": [],
+            "rollup": False,
             "transports": ["console"],
             "allow_unredacted": True,
             "plugins": {self.plugin.name: self.settings()},

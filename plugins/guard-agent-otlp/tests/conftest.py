@@ -86,6 +86,7 @@ def agent_config(tmp_path, monkeypatch):
             "project_id": "shop",
             "transports": ["otlp"],
             "rules": [],
+            "rollup": False,
             "plugins": {"otlp": {"endpoint": url, **(otlp or {})}},
             "backoff_factor": 0.01,
             "max_requests_per_second": 1000,

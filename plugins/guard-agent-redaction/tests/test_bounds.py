@@ -48,13 +48,15 @@ def test_hostile_texts_take_linear_time(enricher, unit):
         assert redact(copy.deepcopy(once)) == once
 
 
-def test_json_of_many_levels_is_not_passed(redact):
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: [text], lambda text: {"a": text}])
+@pytest.mark.parametrize("more", [0, 3])
+def test_json_of_many_levels_is_not_passed(redact, wrap, more):
     """
     A text is unwrapped so many times only. What is wrapped deeper is not passed unseen.
     """
     text = json.dumps({"password": "canary"})
-    for _ in range(MAX_LEVELS + 3):
-        text = json.dumps(text)
+    for _ in range(MAX_LEVELS + more):
+        text = json.dumps(wrap(text))
     result = redact({"reason": text})["reason"]
     assert "canary" not in result
     assert "not inspected" in result

@@ -144,6 +144,17 @@ def test_lists_on_the_way_are_passed_through(bound):
     }
 
 
+def test_what_is_cut_in_lists_on_the_way_is_redacted_before(bound):
+    redact = bound(fields={"metadata.users.note": "truncate:20"})
+    note, cut = (
+        "token=canary-canary, of which nothing may stay",
+        "token=[REDACTED], of...[TRUNCATED]",
+    )
+    assert redact({"metadata": {"users": [[{"note": note}], {"note": note}]}}) == {
+        "metadata": {"users": [[{"note": cut}], {"note": cut}]}
+    }
+
+
 def test_a_key_with_dots_counts_as_the_names_between_them(bound):
     redact = bound(fields={"metadata.guard.path": "drop"})
     assert redact({"metadata": {"guard.path": "/a", "guard.rule": "r", "guard": {"path": 1}}}) == {
@@ -348,6 +359,13 @@ def test_stand_ins_depend_on_key_and_project_only():
     assert Pseudonyms(KEY, "shop").of("203.0.113.7") == known
     assert Pseudonyms(KEY, "blog").of("203.0.113.7") != known
     assert Pseudonyms(KEY[::-1], "shop").of("203.0.113.7") != known
+
+
+def test_stand_ins_of_who_names_no_project_stay_the_same_too(bound):
+    redact = bound(hash_ip=True)
+
+    known = Pseudonyms(KEY, "").of("203.0.113.7")
+    assert redact({"ip_address": "203.0.113.7"}) == {"ip_address": known}
 
 
 @settings(max_examples=300, deadline=None)

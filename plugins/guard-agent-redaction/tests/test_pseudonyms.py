@@ -39,6 +39,8 @@ def test_the_stand_in_is_a_keyed_hash_that_stays_the_same(pseudonyms):
         ("::ffff:192.0.2.1", "192.0.2.1"),
         ("2001:DB8:0:0::1", "2001:db8::1"),
         ("fe80::1%eth0", "fe80::1"),
+        ("0:0:0:0:0:ffff:192.0.2.1", "192.0.2.1"),
+        ("ABCD::EF", "abcd::ef"),
         ("::", "::"),
         ("::1", "::1"),
     ],
@@ -48,7 +50,9 @@ def test_an_address_has_one_stand_in(pseudonyms, text, address):
     assert pseudonyms.of(text) == stand_in(address)
 
 
-@pytest.mark.parametrize("text", ["12", "1.2.3", "256.1.1.1", "a:b", "cafe", "", "1" * 65])
+@pytest.mark.parametrize(
+    "text", ["12", "1.2.3", "X1.2.3.4", "256.1.1.1", "a:b", "cafe", "", "1" * 65]
+)
 def test_what_is_no_address_is_taken_as_it_is(pseudonyms, text):
     assert pseudonyms.of(text) == stand_in(text)
     assert pseudonyms._known == {}

@@ -164,6 +164,14 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
+def test_of_a_key_given_twice_what_came_first_does_not_pass_unseen(redact, place):
+    text = f'{{"a": ["pin", "{SECRET}"], "a": "b"}}'
+    result = json.dumps(redact(PLACES[place](text)))
+    assert SECRET not in result
+    assert "b" in result
+
+
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("case", TEXTS)
 def test_secret_in_a_text_is_removed(redact, case, place):
     text, secrets, _ = TEXTS[case]

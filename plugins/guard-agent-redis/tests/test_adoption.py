@@ -89,6 +89,12 @@ def test_a_manager_without_words_about_a_prefix_gets_the_usual_one():
         adopted(SimpleNamespace(config=SimpleNamespace(redis_url="")))
 
 
+def test_the_keys_lie_below_the_prefix_of_the_application():
+    config = SimpleNamespace(redis_url="redis://h", redis_prefix="shop{one}two:")
+
+    assert adopted(SimpleNamespace(config=config)).settings.prefix == "shoponetwo:guard-agent"
+
+
 def test_an_address_that_is_none_is_refused_without_the_password():
     config = SecurityConfig()
     config.redis_url = "http://user:secret@host"

@@ -9,7 +9,8 @@ import time
 
 import pytest
 from redis import exceptions
-from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import UnixDomainSocketConnection
+from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from guard_agent_redis import RedisSettings, ServerDownError, StoreUnavailableError
 from guard_agent_redis.link import Link
@@ -79,7 +80,12 @@ def test_what_an_application_hands_over_goes_before_the_address():
 
 
 @pytest.mark.parametrize(
-    ("url", "is_tls"), [("redis://ignored:6390/2", False), ("rediss://ignored:6390/2", True)]
+    ("url", "is_tls"),
+    [
+        ("redis://ignored:6390/2", False),
+        ("rediss://ignored:6390/2", True),
+        ("unix:///ignored.sock?db=2", False),
+    ],
 )
 def test_sentinels_tell_where_the_primary_is(url, is_tls):
     link = make_link(
@@ -101,9 +107,10 @@ def test_sentinels_tell_where_the_primary_is(url, is_tls):
     assert [one["retry"].get_retries() for one in found] == [0, 0]
     pool = link._client.connection_pool
     assert (pool.service_name, pool.is_master) == ("shop", True)
-    assert issubclass(pool.connection_class, SSLConnection) == is_tls
+    managed = SentinelManagedSSLConnection if is_tls else SentinelManagedConnection
+    assert pool.connection_class is managed, "which asks the sentinels"
     assert (pool.connection_kwargs["db"], pool.connection_kwargs["password"]) == (2, "p")
-    assert not {"host", "port"} & set(pool.connection_kwargs)
+    assert not {"host", "port", "path"} & set(pool.connection_kwargs)
 
 
 def test_sentinels_may_do_without_a_password():
@@ -208,18 +215,40 @@ class Stuck:
             raise exceptions.ConnectionError("the client makes that of it") from None
 
 
-async def test_who_does_not_answer_is_down_after_the_deadline_or_twice_that():
+async def test_who_does_not_answer_is_down_after_the_deadline_or_twice_that(monkeypatch):
     """Twice as long until it has answered once."""
     link = make_link(deadline=0.1)
     stuck = Stuck(link)
+    waits, wait = [], asyncio.wait
+
+    def noted(tasks, *, timeout=None):
+        waits.append(timeout)
+        return wait(tasks, timeout=timeout)
+
+    monkeypatch.setattr(asyncio, "wait", noted)
     for connected, least in ((False, 0.2), (True, 0.1)):
         link._connected, link._closed_until = connected, 0.0
+        waits.clear()
         started = time.monotonic()
         with pytest.raises(ServerDownError):
             await link.call("PING")
         assert least <= time.monotonic() - started
+        assert waits[0] == pytest.approx(least)
         assert link._connected is False
     assert stuck.ended == 2
+    await link.close()
+
+
+async def test_an_answer_that_came_while_this_process_was_held_up_is_taken():
+    link = make_link(deadline=0.05)
+
+    async def answer(*command):
+        asyncio.get_running_loop().call_soon(time.sleep, 0.3)
+        await asyncio.sleep(0.15)
+        return b"PONG"
+
+    link._client.execute_command = answer
+    assert await link.call("PING") == b"PONG"
     await link.close()
 
 
