@@ -79,6 +79,16 @@ def test_once_ends_it_with_0_after_so_many_new_records(tmp_path):
         assert process.wait(30) == 0
 
 
+def test_once_counts_what_a_record_stands_for(tmp_path):
+    with running(tmp_path, "--once", "60") as (process, url):
+        event = {"event_type": "ip_blocked", "idempotency_key": "a"}
+        post(url, "/api/v1/events", {"events": [event]})
+        summary = {**event, "idempotency_key": "b", "metadata": {"guard.count": 59}}
+        post(url, "/api/v1/events", {"events": [summary]})
+
+        assert process.wait(30) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("options", "code"), [((), 0), (("--once", "1"), 1)])
 def test_a_signal_ends_it_and_once_tells_that_the_records_did_not_come(

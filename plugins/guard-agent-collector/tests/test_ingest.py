@@ -291,6 +291,7 @@ async def agent(tmp_path, monkeypatch):
                 "flush_interval": 0.1,
                 "backoff_factor": 0.05,
                 "rules": [],
+                "rollup": False,
                 **settings,
             }
         )
@@ -361,7 +362,7 @@ async def test_what_happened_is_counted_by_minute_and_class(start, make):
         make("2", action_taken="logged_only"),
         make("3", event_type="ip_banned", action_taken="banned"),
         make("4", event_type="geo_lookup_failed", action_taken=""),
-        make("5", count=7),
+        make("5", metadata={"guard.count": 7}),
     )
     metric = SecurityMetric(
         timestamp=get_current_timestamp(), metric_type="request_count", value=12

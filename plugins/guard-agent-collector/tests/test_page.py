@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,10 @@ import httpx
 import pytest
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import expect, sync_playwright
+
+from guard_agent import AgentConfig, SecurityEvent, SecurityMetric, get_current_timestamp
+from guard_agent.core.agent import Agent
+from guard_agent.core.assembly.composition import compose
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 PATIENCE = 40_000  # milliseconds for any one thing; most take less than one second
@@ -100,7 +105,7 @@ def app(collector, tmp_path_factory):
     """The example app under uvicorn, whose agent polls for rules once an hour."""
     folder = tmp_path_factory.mktemp("app")
     config = folder / "guard-agent.yaml"
-    config.write_text("plugins: {polling: {interval: 3600}}\n")
+    config.write_text("rollup: false\nplugins: {polling: {interval: 3600}}\n")
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         (folder / "app.log").open("wb") as log,
@@ -251,6 +256,60 @@ def test_events_of_the_app_appear_and_can_be_searched_and_read(opened, collector
     expect(rows(page).first).to_be_focused()
 
 
+@pytest.fixture
+def counting_agent(collector, tmp_path, monkeypatch):
+    """An agent that merges what repeats until it is stopped, by the test or after it."""
+    monkeypatch.setenv("GUARD_AGENT_STATE_DIR", str(tmp_path / "state"))
+    config = AgentConfig(
+        api_key="test-key-0123",
+        endpoint=collector.url,
+        project_id="counting",
+        rules=[],
+        rollup=True,
+        plugins={"rollup": {"interval": 3600, "sample": {"sampled_probe": 0.01}}},
+    )
+    agent = Agent(compose(config))
+    yield agent
+    agent.stop().result(PATIENCE / 1000)
+
+
+def test_what_stands_for_several_is_shown_as_several(opened, collector, counting_agent):
+    page = opened(f"{collector.url}/#live")
+    for event_type, times in (("penetration_attempt", 60), ("sampled_probe", 101)):
+        for _ in range(times):
+            event = SecurityEvent(
+                timestamp=get_current_timestamp(), event_type=event_type, ip_address="203.0.113.25"
+            )
+            counting_agent.record("event", event)
+    for _ in range(200):
+        metric = SecurityMetric(
+            timestamp=get_current_timestamp(), metric_type="request_count", value=1.0
+        )
+        counting_agent.record("metric", metric)
+    counting_agent.stop().result(PATIENCE / 1000)
+
+    attack = rows(page, "203.0.113.25").filter(has_text="penetration_attempt")
+    expect(attack.locator(".times")).to_have_text("\N{MULTIPLICATION SIGN}60")
+    expect(attack).to_have_count(1)
+    clock = r"\d\d:\d\d:\d\d"
+    expect(attack.locator(".during")).to_have_text(re.compile(f"^{clock} to {clock}$"))
+    sample = rows(page, "a sample: 1 in 100 is sent")
+    expect(sample.locator(".times")).to_have_text("\N{MULTIPLICATION SIGN}100")
+    expect(page.locator(".chip", has_text="sampled_probe")).to_contain_text("101")
+    sample.click()
+    expect(page.locator("#detail-facts")).to_contain_text("a sample: 1 in 100 is sent")
+    page.keyboard.press("Escape")
+
+    page.locator("#tab-agents").click()
+    card = page.locator(".agent", has_text="counting")
+    expect(card).to_contain_text("361 events and metrics in 5 records")
+    page.locator("#tab-now").click()
+    expect(page.locator("#now-types li", has_text="sampled_probe")).to_contain_text("101")
+    # 60 attacks, the first of the samples, and one that stands for the others.
+    expect(page.locator("#now-addresses li", has_text="203.0.113.25")).to_contain_text("62")
+    expect(page.locator("#now-requests")).to_have_text(re.compile(r"^([2-9]\d\d|\d,\d{3})$"))
+
+
 def test_what_was_redacted_is_marked(opened, collector):
     page = opened(f"{collector.url}/#live")
     collector.send(
@@ -339,7 +398,8 @@ def test_what_attackers_write_is_text_and_nothing_else(opened, collector):
         "action_taken",
         "user_agent",
     )
-    collector.send(**{name: f"{name} {evil}" for name in names}, metadata={evil: evil})
+    notes = {f"guard.{name}": evil for name in ("count", "first", "last", "rollup", "rate")}
+    collector.send(**{name: f"{name} {evil}" for name in names}, metadata={evil: evil, **notes})
     collector.send(event_type="huge", ip_address="203.0.113.60", reason="<b>" + "x" * 2**20)
     headers = {"X-Agent-Install-Id": evil, "X-Project-ID": evil, "User-Agent": evil}
     report = {"status": evil, "pid": 7, "errors": [evil], "destinations": {evil: {"breaker": evil}}}

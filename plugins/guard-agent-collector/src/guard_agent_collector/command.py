@@ -54,7 +54,7 @@ EX_CONFIG = 78
     "--once",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Exit with 0 after N new records.",
+    help="Exit with 0 after N new events and metrics; one that stands for several counts as them.",
 )
 @click.option("--forward", metavar="URL", help="Also send everything accepted to this collector.")
 @click.option(

@@ -59,6 +59,14 @@ def _event(log: dict[str, Any], resource: dict[str, Any]) -> dict[str, Any]:
             event.setdefault(_FIELDS[key], value)
         elif key.startswith("guard.") and "." not in key[6:]:
             event.setdefault(key[6:], value)
+    for name in ("metadata", "tags"):
+        # Of a log record that an agent made of an event or a metric: how many it stands for, too.
+        prefix = f"guard.{name}."
+        items = {
+            key[len(prefix) :]: value for key, value in attributes.items() if key.startswith(prefix)
+        }
+        if items:
+            event[name] = items
     key = event.get("idempotency_key", "")
     if not isinstance(key, str) or len(key) > _LONGEST_KEY:
         del event["idempotency_key"]
@@ -80,9 +88,10 @@ def _value(value: object, depth: int) -> Any:  # noqa: PLR0911 - one return per 
         return None
     if "intValue" in value:
         try:
-            return int(value["intValue"])  # a text, as 64 bits do not fit every JSON reader
+            number = int(value["intValue"])  # a text, as 64 bits do not fit every JSON reader
         except (TypeError, ValueError, OverflowError):
             return value["intValue"]
+        return number if abs(number) < 2**63 else value["intValue"]
     for name in ("stringValue", "boolValue", "doubleValue", "bytesValue"):
         if name in value:
             return value[name]

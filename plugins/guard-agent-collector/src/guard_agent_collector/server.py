@@ -94,7 +94,10 @@ class ServerOptions:
     max_bytes: int = 256 * 1024 * 1024
     """Bound of the database."""
     once: int | None = None
-    """`CollectorServer.finished` returns after so many new records."""
+    """
+    `CollectorServer.finished` returns after so many new events and metrics; a record counts as what
+    it stands for.
+    """
     forward: str | None = None
     record: Path | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -132,7 +135,7 @@ class CollectorServer:
         self._breaker = Breaker()
         self._feed = Feed()
         self._finished = asyncio.Event()
-        self._records = 0
+        self._counted = 0
         self._port = options.port
         self._streams = 0
         self._page: dict[str, tuple[bytes, str]] = {}
@@ -226,7 +229,7 @@ class CollectorServer:
         return f"{self.url}/?token={quote(token)}" if token else f"{self.url}/"
 
     async def finished(self) -> None:
-        """Wait until ``once`` records came; for ever without it."""
+        """Wait until ``once`` events and metrics came; for ever without it."""
         await self._finished.wait()
 
     async def replay(self, path: Path) -> tuple[int, int]:
@@ -250,7 +253,6 @@ class CollectorServer:
                 logger.warning("a replayed request is refused: %s", error)
             else:
                 new += added
-                self._count(added)
         return new, refused
 
     def _application(self) -> web.Application:
@@ -350,7 +352,7 @@ class CollectorServer:
                 encoding = request.headers.get("Content-Encoding", "")
                 body = await self._writing(ingest.inflate, wire, encoding, self._options.max_body)
                 made = sent(request.path, request.headers, body)
-                answer, new = await self._accept(made, sender, facts, request=request, began=began)
+                answer, _ = await self._accept(made, sender, facts, request=request, began=began)
             except RefusedError as error:
                 facts |= {"status": error.status, "detail": error.detail, "ms": _ms(began)}
                 with suppress(sqlite3.Error, StorageFullError):
@@ -363,8 +365,6 @@ class CollectorServer:
                     answer.headers["Retry-After"] = str(retry)
                 if error.status in (408, 413):
                     answer.force_close()  # the rest of the body was not read
-                new = 0
-        self._count(new)
         if not answer.prepared:
             answer.headers["X-Status-Interval"] = _STATUS_INTERVAL
         return answer
@@ -439,7 +439,8 @@ class CollectorServer:
                 await self._breaker.hang()
             return _hang_up(request), 0
         facts |= {"status": None if fault == "lose_ack" else 200, "ms": _ms(began)}
-        new, known = await self._keeping(self._store.add, unpacked.records, sender, facts)
+        new, known, counted = await self._keeping(self._store.add, unpacked.records, sender, facts)
+        self._count(counted)
         self._feed.tell()
         self._pass_on(made)
         if request is not None and fault == "lose_ack":
@@ -483,9 +484,9 @@ class CollectorServer:
                 logger.warning("cannot record any more: %s", error)
                 self._recorder = None
 
-    def _count(self, new: int) -> None:
-        self._records += new
-        if self._options.once is not None and self._records >= self._options.once:
+    def _count(self, counted: int) -> None:
+        self._counted += counted
+        if self._options.once is not None and self._counted >= self._options.once:
             self._finished.set()
 
     # --- rules ------------------------------------------------------------------------------------

@@ -13,13 +13,12 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from guard_agent import GuardAgentError
-from guard_agent_collector.summary import summarise
+from guard_agent_collector.summary import seconds_of, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ _MAX_REQUESTS = 2000
 _MAX_AGENTS = 200
 _MAX_PUBLICATIONS = 100
 _CHECK_EVERY = 64
-_FORMAT = 1
+_FORMAT = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -48,7 +47,8 @@ CREATE TABLE IF NOT EXISTS records (
     action TEXT NOT NULL, reason TEXT NOT NULL, moment TEXT NOT NULL,
     count INTEGER NOT NULL, outcome TEXT NOT NULL, value REAL,
     received REAL NOT NULL, agent TEXT NOT NULL, project TEXT NOT NULL,
-    payload BLOB NOT NULL
+    payload BLOB NOT NULL,
+    first REAL, last REAL, rollup TEXT NOT NULL DEFAULT '', rate REAL, total REAL
 );
 CREATE INDEX IF NOT EXISTS records_received ON records (received);
 CREATE TABLE IF NOT EXISTS requests (
@@ -57,7 +57,7 @@ CREATE TABLE IF NOT EXISTS requests (
 CREATE TABLE IF NOT EXISTS agents (
     agent TEXT NOT NULL, project TEXT NOT NULL, pid INTEGER NOT NULL,
     version TEXT NOT NULL, seen REAL NOT NULL, records INTEGER NOT NULL,
-    reported REAL, report TEXT,
+    reported REAL, report TEXT, counted INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (agent, project, pid)
 );
 CREATE TABLE IF NOT EXISTS publications (
@@ -72,9 +72,24 @@ CREATE TABLE IF NOT EXISTS rule_steps (
 );
 """
 
+# What format 1 did not have yet.
+_TO_2 = """
+BEGIN;
+ALTER TABLE records ADD COLUMN first REAL;
+ALTER TABLE records ADD COLUMN last REAL;
+ALTER TABLE records ADD COLUMN rollup TEXT NOT NULL DEFAULT '';
+ALTER TABLE records ADD COLUMN rate REAL;
+ALTER TABLE records ADD COLUMN total REAL;
+UPDATE records SET total = value WHERE class = 'metric' AND value BETWEEN 0 AND 1e12;
+ALTER TABLE agents ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
+UPDATE agents SET counted = records;
+PRAGMA user_version=2;
+COMMIT;
+"""
+
 _SUMMARY = (
     "id, kind, class, type, ip, endpoint, method, status, action, reason, moment, count, "
-    "outcome, value, received, agent, project"
+    "first, last, rollup, rate, outcome, value, total, received, agent, project"
 )
 _SUMMARY_NAMES = _SUMMARY.split(", ")
 
@@ -146,10 +161,12 @@ class Storage:
         connection.execute("PRAGMA journal_size_limit=4194304")
         connection.execute(f"PRAGMA max_page_count={self._max_bytes // _PAGE_BYTES}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _FORMAT):
+        if version not in (0, 1, _FORMAT):
             connection.close()
             msg = f"it has format {version}, which this version does not know"
             raise OSError(msg)
+        if version == 1:
+            connection.executescript(_TO_2)
         connection.executescript(_SCHEMA)
         connection.execute(f"PRAGMA user_version={_FORMAT}")
         return connection
@@ -165,12 +182,13 @@ class Storage:
 
     def add(
         self, records: Sequence[Incoming], sender: Sender, facts: dict[str, Any]
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, int]:
         """
         Keep records that were not kept before, and the request that brought them.
 
         Returns:
-            How many are new, and how many were known by their key.
+            How many are new, how many were known by their key, and how many events and metrics the
+            new ones stand for.
 
         Raises:
             StorageFullError: there is no room for them.
@@ -193,8 +211,13 @@ class Storage:
                     brief.reason,
                     brief.moment,
                     brief.count,
+                    brief.first,
+                    brief.last,
+                    brief.rollup,
+                    brief.rate,
                     brief.outcome,
                     brief.value,
+                    brief.total,
                     now,
                     sender.agent,
                     sender.project,
@@ -202,19 +225,22 @@ class Storage:
                 )
             )
         with self._writing() as db:
-            before = db.total_changes
+            ((highest,),) = db.execute("SELECT COALESCE(MAX(id), 0) FROM records")
             db.executemany(
                 "INSERT OR IGNORE INTO records (key, kind, class, type, ip, endpoint, method, "
-                "status, action, reason, moment, count, outcome, value, received, agent, project, "
-                "payload) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "status, action, reason, moment, count, first, last, rollup, rate, outcome, value, "
+                "total, received, agent, project, payload) "
+                "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 rows,
             )
-            new = db.total_changes - before
+            ((new, counted),) = db.execute(
+                "SELECT COUNT(*), COALESCE(SUM(count), 0) FROM records WHERE id > ?", (highest,)
+            )
             known = len(rows) - new
             self._add_request(db, now, {**facts, "records": len(rows), "duplicates": known})
-            self._see(db, sender, now, new)
+            self._see(db, sender, now, new, counted)
             self._note_applied(db, records, sender, now)
-        return new, known
+        return new, known, counted
 
     def add_request(self, sender: Sender | None, facts: dict[str, Any]) -> None:
         """Keep a request that brought no records: a refused one, or one about rules."""
@@ -222,7 +248,7 @@ class Storage:
         with self._writing() as db:
             self._add_request(db, now, facts)
             if sender is not None:
-                self._see(db, sender, now, 0)
+                self._see(db, sender, now)
 
     def add_report(self, report: dict[str, Any], sender: Sender, facts: dict[str, Any]) -> None:
         """Keep the status report of an agent, in place of its last one."""
@@ -230,9 +256,10 @@ class Storage:
         pid = report.get("pid")
         with self._writing() as db:
             self._add_request(db, now, facts)
-            self._see(db, sender, now, 0)
+            self._see(db, sender, now)
             db.execute(
-                "INSERT INTO agents VALUES (?, ?, ?, ?, ?, 0, ?, ?) ON CONFLICT DO UPDATE SET "
+                "INSERT INTO agents (agent, project, pid, version, seen, records, reported, "
+                "report) VALUES (?, ?, ?, ?, ?, 0, ?, ?) ON CONFLICT DO UPDATE SET "
                 "version = excluded.version, seen = excluded.seen, reported = excluded.reported, "
                 "report = excluded.report",
                 (
@@ -257,14 +284,18 @@ class Storage:
             (now, orjson.dumps(facts).decode()),
         )
 
-    def _see(self, db: sqlite3.Connection, sender: Sender, now: float, new: int) -> None:
+    def _see(
+        self, db: sqlite3.Connection, sender: Sender, now: float, new: int = 0, counted: int = 0
+    ) -> None:
         """Pid 0 is all processes with the install id: batches do not name theirs."""
         if not sender.agent:
             return
         db.execute(
-            "INSERT INTO agents VALUES (?, ?, 0, ?, ?, ?, NULL, NULL) ON CONFLICT DO UPDATE SET "
-            "version = excluded.version, seen = excluded.seen, records = records + ?",
-            (sender.agent, sender.project, sender.version, now, new, new),
+            "INSERT INTO agents (agent, project, pid, version, seen, records, counted) "
+            "VALUES (?, ?, 0, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET version = excluded.version, "
+            "seen = excluded.seen, records = records + excluded.records, "
+            "counted = counted + excluded.counted",
+            (sender.agent, sender.project, sender.version, now, new, counted),
         )
 
     # --- rules ------------------------------------------------------------------------------------
@@ -302,7 +333,7 @@ class Storage:
                 continue
             told = fields.get("metadata")
             told = told if isinstance(told, dict) else fields
-            moment = _seconds(fields.get("timestamp"))
+            moment = seconds_of(fields.get("timestamp"))
             self._applied(db, told.get("rule_id"), told.get("version"), sender, moment, now)
 
     def _applied(
@@ -414,7 +445,10 @@ class Storage:
         return dict(zip(_SUMMARY_NAMES, brief, strict=True)), payload
 
     def agents(self) -> list[dict[str, Any]]:
-        names = ("agent", "project", "pid", "version", "seen", "records", "reported", "report")
+        names = (
+            *("agent", "project", "pid", "version", "seen", "records", "counted"),
+            *("reported", "report"),
+        )
         rows = self._reading(
             f"SELECT {', '.join(names)} FROM agents ORDER BY seen DESC LIMIT {_MAX_AGENTS}"  # noqa: S608 - constants
         )
@@ -427,9 +461,13 @@ class Storage:
         """
         What happened in the last ``minutes`` whole minutes and the present one.
 
+        A record counts as often as it says, so that a summary weighs what it stands for.
+
         Returns:
             ``minutes``: one object for each, oldest first, with counts by class; ``addresses``,
             ``endpoints`` and ``types`` of what guards reported, most frequent first; totals.
+            ``response_time`` is the average in seconds and ``error_rate`` a share from 0 to 1,
+            each None where no metric tells it; ``records`` is how many brought all this.
         """
         this = int(time.time() // 60)
         since = (this - minutes) * 60.0
@@ -446,13 +484,21 @@ class Storage:
                 blocked += count
             elif name == "attack" and outcome == "passed":
                 passed += count
-        ((requests,),) = self._reading(
-            "SELECT COALESCE(SUM(value), 0) FROM records WHERE received >= ? AND "
-            "class = 'metric' AND type = 'request_count'",
-            since,
-        )
-        ((metrics, everything),) = self._reading(
-            "SELECT COALESCE(SUM(class = 'metric'), 0), COUNT(*) FROM records WHERE received >= ?",
+        measured = {
+            name: (total, count)
+            for name, total, count in self._reading(
+                "SELECT type, SUM(total), SUM(count) FROM records WHERE received >= ? AND "
+                "class = 'metric' AND total IS NOT NULL AND "
+                "type IN ('request_count', 'response_time', 'error_rate') GROUP BY 1",
+                since,
+            )
+        }
+        requests, _ = measured.get("request_count", (0, 0))
+        seconds, timed = measured.get("response_time", (0, 0))
+        ((events, metrics, records),) = self._reading(
+            "SELECT COALESCE(SUM(count * (class != 'metric')), 0), "
+            "COALESCE(SUM(count * (class = 'metric')), 0), COUNT(*) FROM records "
+            "WHERE received >= ?",
             since,
         )
         return {
@@ -466,16 +512,21 @@ class Storage:
             "blocked": blocked,
             "passed": passed,
             "requests": requests,
+            "response_time": seconds / timed if timed else None,
+            "error_rate": _share(*measured.get("error_rate", (0, 0)), requests),
+            "events": events,
             "metrics": metrics,
-            "records": everything,
+            "records": records,
         }
 
     def _top(self, column: str, since: float) -> list[dict[str, Any]]:
+        # A sample has nothing but the type in common: for the rest it stands for itself.
+        count = "count" if column == "type" else "CASE rollup WHEN 'sample' THEN 1 ELSE count END"
         rows = self._reading(
-            f"SELECT {column}, SUM(count) AS total, "  # noqa: S608 - constants
-            "SUM(count * (outcome = 'blocked')) FROM records "
+            f"SELECT {column}, SUM({count}) AS times, "  # noqa: S608 - constants
+            f"SUM({count} * (outcome = 'blocked')) FROM records "
             f"WHERE received >= ? AND class IN ('attack', 'change') AND {column} NOT IN "
-            "('', 'system', 'unknown') GROUP BY 1 ORDER BY total DESC LIMIT 8",
+            "('', 'system', 'unknown') GROUP BY 1 ORDER BY times DESC LIMIT 8",
             since,
         )
         return [dict(zip(("name", "count", "blocked"), row, strict=True)) for row in rows]
@@ -564,11 +615,8 @@ def _dicts(mapping: object) -> list[dict[str, Any]]:
     return [value for value in values if isinstance(value, dict)]
 
 
-def _seconds(text: object) -> float | None:
-    if not isinstance(text, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+def _share(errors: float, reports: int, requests: float) -> float | None:
+    """Errors by requests; where those are not reported, or fewer, the average of the values."""
+    if requests >= errors and requests:
+        return errors / requests
+    return min(errors / reports, 1.0) if reports else None

@@ -26,6 +26,7 @@ function say(text) { setText($("said"), text); }
 
 const whole = new Intl.NumberFormat("en");
 const count = (value) => whole.format(Math.round(value));
+const short = new Intl.NumberFormat("en", {notation: "compact"});
 const pad = (value, width = 2) => String(value).padStart(width, "0");
 
 function clock(seconds, millis = true) {
@@ -46,6 +47,12 @@ function span(seconds) {
   if (seconds < 1) return `${Math.max(0, Math.round(seconds * 1000))} ms`;
   if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+/** The mean time of a request, which is often far below a second. */
+function brief(seconds) {
+  if (seconds === null || seconds >= 1) return span(seconds);
+  return `${(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
 }
 
 /** The record's own time where it has one that can be read, else when it came. */
@@ -141,7 +148,10 @@ async function drawNow() {
   setText($("now-blocked"), count(facts.blocked));
   setText($("now-passed"), count(facts.passed));
   setText($("now-requests"), count(facts.requests));
-  setText($("now-records"), count(facts.records));
+  setText($("now-time"), brief(facts.response_time));
+  setText($("now-errors"), facts.error_rate === null ? "–" : `${(facts.error_rate * 100).toFixed(1)} %`);
+  setText($("now-all"), count(facts.events + facts.metrics));
+  setText($("now-records"), `in ${count(facts.records)} ${facts.records === 1 ? "record" : "records"}`);
   drawChart(facts.minutes);
   for (const name of ["addresses", "endpoints", "types"]) drawTop($(`now-${name}`), facts[name]);
 }
@@ -162,7 +172,7 @@ function drawChart(minutes) {
   for (let step = 0; step <= 4; step += 1) {
     const at = y(top * step / 4);
     picture.append(drawing("line", {x1: left, x2: width, y1: at, y2: at}));
-    if (step % 2 === 0) picture.append(drawing("text", {x: left - 8, y: at + 4, "text-anchor": "end"}, count(top * step / 4)));
+    if (step % 2 === 0) picture.append(drawing("text", {x: left - 8, y: at + 4, "text-anchor": "end"}, short.format(top * step / 4)));
   }
   const slot = (width - left) / minutes.length;
   const every = Math.ceil(minutes.length / Math.max(2, Math.floor(width / 90)));
@@ -223,7 +233,7 @@ document.addEventListener("click", async (event) => {
 const MAX_RECORDS = 3000, MAX_GROUPS = 2000, MAX_ROWS = 250;
 const live = {
   records: [], groups: new Map(), types: new Map(), off: new Set(["metrics", "diagnostics"]), rows: new Map(),
-  paused: false, waiting: [], frozen: 0, open: null, opener: null, missed: 0, planned: false,
+  paused: false, waiting: [], arrived: 0, frozen: 0, open: null, opener: null, missed: 0, planned: false,
 };
 const TOGETHER = {metric: "metrics", diagnostic: "diagnostics"};
 const chipOf = (record) => TOGETHER[record.class] || record.type;
@@ -233,7 +243,8 @@ function take(records) {
     live.waiting.push(...records);
     live.frozen += Math.max(0, live.waiting.length - 5000);
     live.waiting = live.waiting.slice(-5000);
-    setText($("live-pause"), `Resume (${count(live.waiting.length + live.frozen)} new)`);
+    for (const record of records) live.arrived += record.count;
+    setText($("live-pause"), `Resume (${count(live.arrived)} new)`);
     return;
   }
   for (const record of records) {
@@ -252,15 +263,34 @@ function take(records) {
   planLive();
 }
 
+/** What the records of a row have in common; of a sample that is the type alone. */
+function likeness(record) {
+  if (!$("live-collapse").checked) return `#${record.id}`;
+  if (record.rollup === "sample") return JSON.stringify([record.type]);
+  return JSON.stringify([record.type, record.ip, record.endpoint, record.method, record.action, record.reason.replace(/\d+/g, "#")]);
+}
+
 /** Put a record into the row of those that say the same, or into one of its own. */
 function collapse(record) {
-  const key = $("live-collapse").checked
-    ? JSON.stringify([record.type, record.ip, record.endpoint, record.method, record.action, record.reason.replace(/\d+/g, "#")]) : `#${record.id}`;
-  const group = live.groups.get(key);
+  const key = likeness(record), group = live.groups.get(key);
+  const first = record.first ?? momentOf(record), last = record.last ?? momentOf(record);
   live.groups.delete(key);  // a map keeps the order of insertion: the newest is the last
-  live.groups.set(key, group
-    ? {...group, record, count: group.count + record.count, times: group.times + 1}
-    : {key, record, count: record.count, times: 1});
+  live.groups.set(key, {
+    key, record, count: (group?.count ?? 0) + record.count, records: (group?.records ?? 0) + 1,
+    first: Math.min(group?.first ?? first, first), last: Math.max(group?.last ?? last, last),
+    lasted: Boolean(group?.lasted) || record.first !== null,
+  });
+}
+
+/** "12:00:03 to 12:00:13, a sample: 1 in 100 is sent"; empty for what stands for itself. */
+function during(group) {
+  const parts = group.lasted ? [`${clock(group.first, false)} to ${clock(group.last, false)}`] : [];
+  if (group.record.rollup === "sample") parts.push(sample(group.record));
+  return parts.join(", ");
+}
+
+function sample(record) {
+  return record.rate ? `a sample: 1 in ${count(1 / record.rate)} is sent` : "a sample";
 }
 
 function planLive() {
@@ -310,7 +340,7 @@ function drawLive() {
 function newRow() {
   const row = make("tr", {tabindex: 0, class: "new"});
   for (let cell = 0; cell < 6; cell += 1) row.append(make("td"));
-  row.cells[1].append(make("span", {class: "type"}), make("span", {class: "times", hidden: true}));
+  row.cells[1].append(make("span", {class: "type"}), make("span", {class: "times", hidden: true}), make("span", {class: "during"}));
   return row;
 }
 
@@ -318,12 +348,13 @@ function fillRow(row, group) {
   const record = group.record, cells = row.cells;
   row.dataset.id = record.id;
   setText(cells[0], clock(momentOf(record)));
-  const [type, times] = cells[1].children;
+  const [type, times, lasting] = cells[1].children;
   setText(type, record.type);
   type.dataset.class = record.class;
   times.hidden = group.count < 2;
   setText(times, `×${count(group.count)}`);
-  times.title = `${count(group.count)} like this in ${count(group.times)} records`;
+  times.title = `${count(group.count)} like this in ${count(group.records)} ${group.records === 1 ? "record" : "records"}`;
+  setText(lasting, during(group));
   setText(cells[2], record.ip);
   setText(cells[3], `${record.method} ${record.endpoint}`.trim() + (record.status ? ` → ${record.status}` : ""));
   setText(cells[4], record.action);
@@ -367,7 +398,7 @@ $("live-pause").addEventListener("click", () => {
   setText($("live-pause"), "Pause");
   const waiting = live.waiting;
   live.missed += live.frozen;
-  live.waiting = []; live.frozen = 0;
+  live.waiting = []; live.frozen = live.arrived = 0;
   take(waiting);
 });
 $("live-rows").addEventListener("click", (event) => {
@@ -415,6 +446,7 @@ async function openDetail(row) {
   setText($("detail-marks"), (marked ? `${marked} ${marked === 1 ? "place was" : "places were"} redacted or cut off before it left the app.` : "Nothing in it was redacted.")
     + (cut && found.text.length >= LONGEST ? ` Only the first ${bytes(LONGEST)} of ${bytes(found.bytes)} are shown.` : ""));
   const facts = [["received", clock(record.received)], ["agent", record.agent || "unknown"], ["project", record.project || "–"], ["size", bytes(found.bytes)]];
+  if (record.count > 1) facts.unshift(["stands for", `×${[count(record.count), during({record, ...record, lasted: record.first !== null})].filter(Boolean).join(", ")}`]);
   $("detail-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   $("detail-raw").href = `/ui/records/${id}/raw`;
   const blockable = /^[0-9a-fA-F.:]{3,45}$/.test(record.ip);
@@ -463,7 +495,7 @@ function agentCard(members, now) {
   const reports = members.filter((member) => member.report);
   const facts = [
     whole.version || "unknown version",
-    `${count(whole.records)} records`,
+    `${count(whole.counted)} events and metrics in ${count(whole.records)} records`,
     `last seen ${span(now - seen)} ago`,
     whole.watching ? "watches for rules" : whole.asked_for_rules ? `asked for rules ${span(now - whole.asked_for_rules)} ago` : "did not ask for rules",
   ];
@@ -500,7 +532,7 @@ function reportRows(member, now) {
       cell("State", null, first ? badge(report.status ?? "–", HEALTH[report.status]) : ""),
       cell("Up", null, first ? span(report.uptime) : ""),
       cell("Reported", null, first ? `${span(now - member.reported)} ago` : ""),
-      cell("Destination", null, name), cell("Delivered", null, count(books.delivered || 0)),
+      cell("Destination", null, name), cell("Delivered", null, count(books.delivered || 0) + (books.merged ? ` (${count(books.merged)} merged)` : "")),
       cell("Waiting", null, `${count(books.pending || 0)} (${bytes(books.pending_bytes || 0)})`),
       cell("Oldest", null, span(books.oldest_seconds)),
       cell("Dropped", "wraps", dropped.join(", ") || "none"),
@@ -762,7 +794,7 @@ function connect() {
 
 /** Another database than the last time: what is listed is not in it. */
 function forget() {
-  live.groups.clear(); live.types.clear(); live.rows.clear(); live.records = []; live.waiting = []; live.missed = 0;
+  live.groups.clear(); live.types.clear(); live.rows.clear(); live.records = []; live.waiting = []; live.missed = live.arrived = live.frozen = 0;
   $("live-rows").replaceChildren(); $("live-chips").replaceChildren();
   wire.requests = []; $("wire-rows").replaceChildren();
 }
