@@ -102,7 +102,8 @@ SCALE = 2
 _PER_OCTAVE = 2**SCALE
 _LOWEST, _HIGHEST = -20 * _PER_OCTAVE, 20 * _PER_OCTAVE - 1
 _MAX_SUM = 1.7e308
-_SLICE = 200
+_SLICE = 500
+_BREATH = 0.00005
 
 # How often it happened stands in the reason.
 _COUNTING = frozenset({"rate_limited"})
@@ -524,6 +525,8 @@ class Rollup(Aggregator):
                         continue
                     if not 0 <= now - last < self.settings.interval:
                         self._groups.pop(key, None)
+            # The application may be waiting for the interpreter.
+            time.sleep(_BREATH)
 
     def _close_group(self, group: _Group) -> Record:
         """The record that stands for what was counted, which begins anew. Under the lock."""

@@ -19,7 +19,14 @@ from guard_agent_redaction.budget import Budget, BudgetError
 from guard_agent_redaction.names import COUNTABLE, HARMLESS, unmask
 from guard_agent_redaction.pairs import PairRedactor, redact_bare_cookies
 from guard_agent_redaction.policies import Settled
-from guard_agent_redaction.shapes import REDACTED, Look, is_card_number, look_at, redact_shapes
+from guard_agent_redaction.shapes import (
+    PAIRS,
+    PLAIN,
+    REDACTED,
+    is_card_number,
+    look_at,
+    redact_shapes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,9 +122,7 @@ class Redactor:
             together = "\n".join(texts)
             if len(together) <= MAX_SIZE:
                 look = look_at(together)
-                if look is Look.PLAIN or (
-                    look is Look.PAIRS and self._pairs.are_harmless(together)
-                ):
+                if look == PLAIN or (look == PAIRS and self._pairs.are_harmless(together)):
                     return True
         return all(self._keeps(text) for text in texts)
 
