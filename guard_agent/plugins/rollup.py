@@ -273,7 +273,7 @@ class Rollup(Aggregator):
     def _bind_events(self, encode: EncodeFunction) -> AggregateFunction:
         groups, off, sampled, caps = self._groups, self._off, self._every, self._caps
         repeats, identify, others = self.settings.repeats, self._identify, self._cap_of_others
-        most, clock = self.settings.max_groups, time.time
+        most = self.settings.max_groups
 
         def take(fields: Fields) -> Any:
             event_type: Any = fields.get("event_type")
@@ -295,7 +295,7 @@ class Rollup(Aggregator):
                 return record
             # Without the lock: one step of the interpreter, that takes no other's place.
             if len(groups) < most:
-                groups.setdefault(key, clock())
+                groups.setdefault(key, record.accepted_at)  # no object more than there is
             else:
                 self._full += 1
             return record
@@ -334,7 +334,7 @@ class Rollup(Aggregator):
             if key in self._groups:
                 return self._hold(key, mode, record)
             if len(self._groups) < self.settings.max_groups:
-                self._groups[key] = time.time()
+                self._groups[key] = record.accepted_at
             else:
                 self._full += 1
             return record
