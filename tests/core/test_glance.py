@@ -302,7 +302,7 @@ def test_what_is_remembered_is_bounded():
             ).__dict__
         )
 
-    assert len(found._known) <= 4_096
+    assert len(found._known) <= 2_024
     assert len(found._replaced) <= 1_024
 
 

@@ -35,7 +35,7 @@ MAX_NESTED = 4
 MAX_UNKNOWN = 24
 """Texts of one record that have to be looked at."""
 
-_REMEMBERED = 4_000
+_REMEMBERED = 2_000
 _REMEMBERED_TEXT = 256
 _REMEMBERED_NAMES = 1_024
 _MOST = 10**12
