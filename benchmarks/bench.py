@@ -89,7 +89,7 @@ def redis_server() -> Iterator[str]:
     Raises:
         MeasurementError: there is none on this machine.
     """
-    from guard_agent.testing.redis_server import (  # noqa: PLC0415 - needs its client
+    from guard_agent.testing.redis_server import (
         RedisServer,
         find_server,
     )

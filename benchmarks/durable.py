@@ -88,7 +88,7 @@ def make_store(name: str, where: str) -> BufferStore:
         return MemoryStore(MemorySettings(max_records=10**9, max_bytes=FULL), context)
     if name == "disk":
         return DiskStore(DiskSettings(max_bytes=FULL), context)
-    from guard_agent_redis import RedisSettings, RedisStore  # noqa: PLC0415 - may be missing
+    from guard_agent_redis import RedisSettings, RedisStore
 
     settings = RedisSettings(url=where, max_records=10**9, max_bytes=FULL, deadline=10)
     return RedisStore(settings, context)
@@ -170,7 +170,7 @@ def main() -> int:
         return 0
     stores, server = ["memory", "disk"], None
     if importlib.util.find_spec("guard_agent_redis") is not None:
-        from guard_agent.testing.redis_server import (  # noqa: PLC0415 - needs its client
+        from guard_agent.testing.redis_server import (
             RedisServer,
             find_server,
         )

@@ -62,8 +62,8 @@ class Made:
 
 
 def guarded_app(endpoint: str, *, detection: bool, limit: int) -> Any:
-    from fastapi import FastAPI  # noqa: PLC0415
-    from guard import SecurityConfig, SecurityMiddleware  # noqa: PLC0415
+    from fastapi import FastAPI
+    from guard import SecurityConfig, SecurityMiddleware
 
     app = FastAPI()
     config = SecurityConfig(
@@ -148,7 +148,7 @@ async def requests(scenario: str, amount: int, app: Any) -> None:
 
 
 def straight(amount: int, agent: Any) -> None:
-    from guard_agent import SecurityEvent, get_current_timestamp  # noqa: PLC0415
+    from guard_agent import SecurityEvent, get_current_timestamp
 
     kinds = ("ip_blocked", "rate_limited", "user_agent_blocked", "penetration_attempt")
     sample = SecurityEvent(timestamp=get_current_timestamp(), event_type="ip_blocked")
@@ -174,7 +174,7 @@ def half_time() -> None:
 
 
 def work(scenario: str, amount: int, endpoint: str) -> None:
-    import guard_agent  # noqa: PLC0415
+    import guard_agent
 
     made = Made(guard_agent.GuardAgentHandler)
     handler: Any
@@ -225,7 +225,7 @@ async def finish(handler: Any) -> Any:
 
 
 def measure(scenario: str, amount: int, *, rollup: bool) -> dict[str, Any]:
-    from guard_agent.testing.collector import Collector  # noqa: PLC0415
+    from guard_agent.testing.collector import Collector
 
     with tempfile.TemporaryDirectory() as folder, Collector() as collector:
         config = Path(folder) / "guard-agent.yaml"

@@ -35,7 +35,7 @@ ROUNDS = 5
 
 
 def make_events(amount: int) -> list[Any]:
-    from guard_agent import SecurityEvent  # noqa: PLC0415 - one of two releases
+    from guard_agent import SecurityEvent
 
     return [
         SecurityEvent(
@@ -59,7 +59,7 @@ class Counter:
     """Commands of the server since the last look."""
 
     def __init__(self, url: str) -> None:
-        import redis  # noqa: PLC0415 - one of two releases
+        import redis
 
         self._client: Any = redis.Redis.from_url(url)
 
@@ -77,9 +77,9 @@ class Counter:
 
 
 async def measure_store(url: str) -> dict[str, float]:
-    from guard_agent import Priority, Record  # noqa: PLC0415 - one of two releases
-    from guard_agent.testing.records import make_context  # noqa: PLC0415
-    from guard_agent_redis import RedisSettings, RedisStore  # noqa: PLC0415
+    from guard_agent import Priority, Record
+    from guard_agent.testing.records import make_context
+    from guard_agent_redis import RedisSettings, RedisStore
 
     def encode(number: int, event: Any) -> Record:
         payload = event.model_dump_json().encode()
@@ -128,11 +128,11 @@ async def measure_store(url: str) -> dict[str, float]:
 
 
 async def measure_buffer(url: str) -> dict[str, float]:
-    from guard_core.handlers.redis_handler import RedisManager  # noqa: PLC0415
-    from guard_core.models import SecurityConfig  # noqa: PLC0415
+    from guard_core.handlers.redis_handler import RedisManager
+    from guard_core.models import SecurityConfig
 
-    from guard_agent import AgentConfig  # noqa: PLC0415 - one of two releases
-    from guard_agent.buffer import EventBuffer  # type: ignore[import-not-found]  # noqa: PLC0415
+    from guard_agent import AgentConfig
+    from guard_agent.buffer import EventBuffer  # type: ignore[import-not-found]
 
     manager: Any = RedisManager(SecurityConfig(enable_redis=True, redis_url=url))
     await manager.initialize()
@@ -141,8 +141,8 @@ async def measure_buffer(url: str) -> dict[str, float]:
     counter = Counter(url)
 
     async def persisted() -> None:
-        while buffer._inflight_persist_tasks:  # noqa: SLF001 - it has no public way to wait
-            await asyncio.gather(*buffer._inflight_persist_tasks)  # noqa: SLF001
+        while buffer._inflight_persist_tasks:
+            await asyncio.gather(*buffer._inflight_persist_tasks)
 
     events = make_events(BURST)
     counter.reset()
@@ -151,7 +151,7 @@ async def measure_buffer(url: str) -> dict[str, float]:
         await buffer.add_event(event)
     await persisted()
     written = clock.lap()
-    stored = len(buffer._event_redis_keys)  # noqa: SLF001
+    stored = len(buffer._event_redis_keys)
     clock.lap()
     drained = len(await buffer.flush_events())
     removed = clock.lap()
@@ -214,7 +214,7 @@ def run(python: Path, what: str, url: str) -> dict[str, float]:
 
 
 def compare(python: Path) -> None:
-    from guard_agent.testing.redis_server import RedisServer  # noqa: PLC0415 - not in the peer
+    from guard_agent.testing.redis_server import RedisServer
 
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []

@@ -210,7 +210,7 @@ def __getattr__(name: str) -> object:
     msg = f"guard_agent.{name} was part of 3.x; it is replaced by {_REPLACED[name]}"
     # `from guard_agent import ...` asks from inside the import system, and turns an AttributeError
     # into an ImportError without our message.
-    if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":  # noqa: SLF001
+    if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":  # noqa: SLF001 - who asks
         raise ImportError(msg, name=__name__)
     raise AttributeError(msg)
 

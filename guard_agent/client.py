@@ -363,7 +363,7 @@ def _agent_for(config: AgentConfig | None) -> Agent:
             raise GuardAgentError(msg)
         # Imported here, so that `import guard_agent` does not pay for what only a start needs.
         from guard_agent.core.assembly.composition import compose  # noqa: PLC0415 - when needed
-        from guard_agent.core.assembly.configfile import load_config, resolve  # noqa: PLC0415
+        from guard_agent.core.assembly.configfile import load_config, resolve  # noqa: PLC0415 - the same
 
         _process.composing = True
         try:

@@ -406,7 +406,7 @@ class Commands:
     _LOOKING = ("config", "info", "client", "hello", "ping", "auth", "select", "command")
 
     def __init__(self, url: str) -> None:
-        import redis  # noqa: PLC0415 - only these rows need it
+        import redis
 
         self._client: Any = redis.Redis.from_url(url)
 
@@ -428,8 +428,8 @@ async def agent_on_redis(url: str, hold: int) -> Any:
         settings["plugins"] = {"redis": {"url": url, "max_records": hold}}
         agent = guard_agent(configuration(hold=hold, **settings))
     else:
-        from guard_core.handlers.redis_handler import RedisManager  # noqa: PLC0415
-        from guard_core.models import SecurityConfig  # noqa: PLC0415
+        from guard_core.handlers.redis_handler import RedisManager
+        from guard_core.models import SecurityConfig
 
         manager: Any = RedisManager(SecurityConfig(enable_redis=True, redis_url=url))
         await manager.initialize()
@@ -448,9 +448,9 @@ async def in_redis(agent: Any, sent: int) -> int:
         if status.level != "journal":
             raise SystemExit(f"records were at the level {status.level}, not in Redis")
         return sum(int(books["pending"]) for books in status.destinations.values())
-    while agent.buffer._inflight_persist_tasks:  # noqa: SLF001 - it has no public way to wait
-        await asyncio.gather(*agent.buffer._inflight_persist_tasks)  # noqa: SLF001
-    return min(sent, len(agent.buffer._event_redis_keys))  # noqa: SLF001
+    while agent.buffer._inflight_persist_tasks:
+        await asyncio.gather(*agent.buffer._inflight_persist_tasks)
+    return min(sent, len(agent.buffer._event_redis_keys))
 
 
 async def stored(amount: int, **_: Any) -> dict[str, float]:

@@ -135,7 +135,7 @@ def memory(amount: int, kind: str = "event", **_: Any) -> dict[str, float]:
 
 def stored(amount: int, **_: Any) -> dict[str, float]:
     """XADD of every event in pipelines of a thousand, and one DEL for all of them."""
-    import redis  # noqa: PLC0415 - only this row needs it
+    import redis
 
     client: Any = redis.Redis.from_url(os.environ["REDIS"])
     payloads = [orjson.dumps(event_fields(number)) for number in range(amount)]

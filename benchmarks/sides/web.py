@@ -63,10 +63,10 @@ class Switch:
 
 
 def make_app(mode: str) -> Any:
-    from fastapi import FastAPI  # noqa: PLC0415 - only the process that serves needs it
-    from guard import SecurityConfig, SecurityMiddleware  # noqa: PLC0415
+    from fastapi import FastAPI
+    from guard import SecurityConfig, SecurityMiddleware
 
-    import guard_agent  # noqa: PLC0415
+    import guard_agent
 
     make = guard_agent.guard_agent
     setattr(guard_agent, "guard_agent", lambda config: Switch(make(config)))  # noqa: B010 - by type
@@ -97,7 +97,7 @@ def make_app(mode: str) -> Any:
 
 async def serve(_amount: int, mode: str) -> None:
     """Serve until the input ends; the port is the first line printed."""
-    import uvicorn  # noqa: PLC0415
+    import uvicorn
 
     config = uvicorn.Config(
         make_app(mode),

@@ -76,8 +76,9 @@ async def ask_destination(transport: Transport, limit: float) -> list[Finding]:
         return [Finding(about, "note", text)]
     if not isinstance(result, Accepted):
         what = type(result).__name__.lower()
-        known = isinstance(result, (Retry, Paused, Reject))
-        reason = result.reason if known else "refuses a status report"  # type: ignore[union-attr]
+        reason = "refuses a status report"
+        if isinstance(result, (Retry, Paused, Reject)):
+            reason = result.reason
         text = f"{transport.collector}: {what}: {reason}"
         return [Finding(about, "failed", one_line(text, _LONGEST))]
     facts = {"seconds": round(seconds, 3), **described(transport)}

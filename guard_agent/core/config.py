@@ -419,7 +419,7 @@ def _reads_as_ipv4(host: str) -> bool:
 def _warn_once(message: str, argument: str) -> None:
     key = f"{message}{argument}"
     if key not in AgentConfig._warned:  # noqa: SLF001 - our own class, in our own module
-        AgentConfig._warned.add(key)  # noqa: SLF001
+        AgentConfig._warned.add(key)  # noqa: SLF001 - the same
         logger.warning(message, argument)
 
 

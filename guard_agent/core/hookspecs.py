@@ -35,6 +35,9 @@ def hookimpl(function: F) -> F:
     return _hookimpl(function)
 
 
+# A specification has no body, which the type checker takes for a forgotten one.
+
+
 @_hookspec
 def guard_agent_transports() -> Iterable[type[Transport]]:  # type: ignore[empty-body]
     """Return the transport classes of this plugin."""

@@ -345,7 +345,7 @@ class Rollup(Aggregator):
             return record
         group = self._groups[key]
         if type(group) is not _Group:
-            most = self._every[key] if mode == "sample" else math.inf  # type: ignore[index]
+            most = self._every[key] if mode == "sample" else math.inf  # type: ignore[index]  # a type
             group = self._groups[key] = _Group(mode, most)
         if group.held is not None:
             return self._count(group)

@@ -266,7 +266,7 @@ class _Layers:
             if not any(path[:2] == ("plugins", name) for path in self._below()):
                 origins[f"plugins.{name}"] = ""
         config._origins = origins  # noqa: SLF001 - set here only
-        config._notes = tuple(p for p in problems if not p.fatal)  # noqa: SLF001
+        config._notes = tuple(p for p in problems if not p.fatal)  # noqa: SLF001 - the same
 
     def _places(self, document: Document) -> dict[str, str]:
         return {

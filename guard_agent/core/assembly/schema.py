@@ -124,6 +124,6 @@ class _Generator(GenerateJsonSchema):
     def handle_invalid_for_json_schema(
         self,
         schema: core_schema.CoreSchema,  # noqa: ARG002 - as pydantic calls it
-        error_info: str,  # noqa: ARG002
+        error_info: str,  # noqa: ARG002 - the same
     ) -> JsonSchemaValue:
         return {}

@@ -26,7 +26,8 @@ from functools import reduce
 from operator import or_
 from typing import Any, NamedTuple
 
-# The parser of `re` is not public, but it is the only one that reads a pattern as `re` does.
+# The parser of `re` is not public and has no types, but it is the only one that reads a pattern
+# as `re` does.
 if sys.version_info >= (3, 11):
     from re import _compiler as sre_compile  # type: ignore[attr-defined]
     from re import _parser as sre_parse  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ _MODULES = (
 )
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _MODULES))
 
-from guard_agent.testing.contracts.base import CONTRACT_VERSION  # noqa: E402
+from guard_agent.testing.contracts.base import CONTRACT_VERSION  # noqa: E402 - only now rewritten
 
 if TYPE_CHECKING:
     from guard_agent.testing.contracts.aggregator import AggregatorContract
