@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from guard_agent import Enricher, PluginSettings, SecurityEvent, SecurityMetric, Stage, TextRules
 from guard_agent.core.intake.glance import MAX_NAMES, MAX_TEXT, Glance
 from guard_agent.core.intake.pipeline import Pipeline
+from guard_agent.core.ledger import DropReason
 from guard_agent.core.reentry import mark
 from guard_agent.plugins.truncate import TruncateEnricher
 from guard_agent.testing.corpus import SECRET, secret_records
@@ -234,6 +235,7 @@ def test_anything_unusual_in_the_metadata_goes_the_long_way(value):
         {"timestamp": None},
         {"timestamp": "2026-01-01"},
         {"timestamp": datetime(2026, 1, 1, tzinfo=Zone())},
+        {"event_type": None},
         {"idempotency_key": None},
         {"idempotency_key": "mine"},
         {"idempotency_key": 5},
@@ -259,6 +261,29 @@ def test_a_metric_with_an_odd_value_goes_the_long_way(value):
     metric.__dict__["value"] = value
 
     assert glance("metric").copy(metric.__dict__) is None
+
+
+class Key(str):
+    """A name that fails when it is compared."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        raise RuntimeError
+
+
+def test_names_that_cannot_be_compared_cost_no_more_than_their_event():
+    pipeline = Pipeline(enrichers())
+    pipeline.take("event", make_event(metadata={"deep": {"a": "b"}}))
+
+    taken = pipeline.take("event", make_event(metadata={"deep": {Key("a"): "b"}}))
+
+    assert taken is DropReason.ENRICHER_FAILED
+
+
+def test_an_event_that_was_never_made_is_no_event():
+    assert Pipeline(enrichers()).take("event", object.__new__(SecurityEvent)) is DropReason.INVALID
 
 
 def test_an_event_without_a_field_goes_the_long_way():

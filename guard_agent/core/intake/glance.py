@@ -99,6 +99,7 @@ class Glance:
                 type(key) is not UUID
                 or type(moment) is not datetime
                 or type(moment.tzinfo) not in _ZONES
+                or type(event_type) is not str
                 or type(metadata) is not dict
                 or (status_code is not None and type(status_code) is not int)
                 or (response_time is not None and type(response_time) is not float)

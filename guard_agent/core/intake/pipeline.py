@@ -307,9 +307,13 @@ def _quick_way(
     model = _MODELS[kind]
 
     def take(source: Any) -> Record | DropReason | None:
-        if type(source) is not model or source.__pydantic_extra__:
+        if type(source) is not model:
             return long_way(source)
-        fields = copy(source.__dict__)
+        try:
+            fields = None if source.__pydantic_extra__ else copy(source.__dict__)
+        except (Exception, SystemExit):  # noqa: BLE001 - a model that is not whole, keys of foreign
+            # classes: the long way deals with them.
+            fields = None
         return long_way(source) if fields is None else seal(fields)
 
     return take
