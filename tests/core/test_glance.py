@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard_agent import Enricher, PluginSettings, SecurityEvent, SecurityMetric, Stage, TextRules
-from guard_agent.core.intake.glance import MAX_NAMES, MAX_TEXT, Glance
+from guard_agent.core.intake.glance import MAX_NAMES, MAX_NESTED, MAX_TEXT, MAX_UNKNOWN, Glance
 from guard_agent.core.intake.pipeline import Pipeline
 from guard_agent.core.ledger import DropReason
 from guard_agent.core.reentry import mark
@@ -142,6 +142,52 @@ def test_no_enricher_is_called_for_what_passes():
     assert told.called == 1
 
 
+def test_mixed_values_pass_wherever_they_stand():
+    values = {"number": 1, "text": "behind a number", "rate": 0.5, "more": "and more"}
+    event = make_event(metadata={**values, "inner": dict(values)})
+
+    assert glance().copy(event.__dict__)["metadata"] == event.metadata
+    same_either_way(event)
+
+
+def test_what_is_just_within_the_bounds_passes():
+    event = make_event(
+        status_code=10**12 - 1,
+        response_time=-(10.0**12) + 1,
+        reason="r " * (MAX_TEXT // 2),
+        metadata={str(number): {"name": "short"} for number in range(MAX_NESTED)},
+    )
+
+    # Longer than 120 characters, which only the truncation minds.
+    found = Glance("event", [enrichers()[0].text_rules("event")], mark())
+    assert found.copy(event.__dict__) == event.__dict__
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {str(number): {} for number in range(MAX_NESTED + 1)},
+        {"one": {str(number): {} for number in range(MAX_NESTED)}},
+        {str(number): f"text {number}" for number in range(MAX_UNKNOWN)},
+        {**{str(number): f"text {number}" for number in range(40)}, "x": "token=hunter2hunter2"},
+    ],
+    ids=["objects", "levels", "texts", "texts with a secret"],
+)
+def test_what_is_just_beyond_the_bounds_goes_the_long_way(metadata):
+    event = make_event(reason="not seen before", metadata=metadata)
+
+    assert glance().copy(event.__dict__) is None
+    assert b"hunter2" not in same_either_way(event)
+
+
+@pytest.mark.parametrize("response_time", [-(10.0**12), 10.0**12, math.nan, math.inf, -math.inf])
+def test_a_number_at_a_bound_goes_the_long_way(response_time):
+    event = make_event()
+    event.__dict__["response_time"] = response_time
+
+    assert glance().copy(event.__dict__) is None
+
+
 def test_texts_and_names_are_judged_once():
     texts, names = [], []
     rules = TextRules(lambda keys: names.append(keys) or {}, lambda asked: not texts.extend(asked))
@@ -206,10 +252,10 @@ UNUSUAL = [
     datetime(2026, 1, 1, tzinfo=Zone()),
     b"bytes",
     "x" * (MAX_TEXT + 1),
-    {"a": {"b": "too deep"}},
+    {"a": {"b": {}}},
     {str(number): "" for number in range(MAX_NAMES + 1)},
     {1: "a name that is no text"},
-    {"n" * MAX_TEXT: ""},
+    {"n" * (MAX_TEXT + 1): ""},
     {"x": Trap()},
     {"name": "Cookie", "value": "a=b"},
     {"password": 12345678},
@@ -220,10 +266,11 @@ UNUSUAL = [
 
 @pytest.mark.parametrize("value", UNUSUAL, ids=lambda value: type(value).__name__)
 def test_anything_unusual_in_the_metadata_goes_the_long_way(value):
-    event = make_event(metadata={"deep": {"value of it": value}})
+    for metadata in ({"deep": {"value of it": value}}, {"value of it": value}):
+        event = make_event(metadata=metadata)
 
-    assert glance().copy(event.__dict__) is None
-    assert b"hunter2" not in same_either_way(event)
+        assert glance().copy(event.__dict__) is None
+        assert b"hunter2" not in same_either_way(event)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +300,18 @@ def test_an_event_that_was_changed_after_it_was_made_goes_the_long_way(changed):
 
     assert glance().copy(event.__dict__) is None
     Pipeline(enrichers()).take("event", event)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [None, "2026-01-01", datetime(2026, 1, 1, tzinfo=Zone())],
+    ids=["none", "text", "zone"],
+)
+def test_a_metric_at_an_odd_time_goes_the_long_way(moment):
+    metric = make_metric()
+    metric.__dict__["timestamp"] = moment
+
+    assert glance("metric").copy(metric.__dict__) is None
 
 
 @pytest.mark.parametrize("value", [None, True, math.nan, 10**12, "1", 2**70, Trap()])
