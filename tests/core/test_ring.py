@@ -253,6 +253,41 @@ def test_after_close_everything_is_dropped_for_its_reason():
     bench.assert_balanced()
 
 
+def test_what_comes_after_close_is_booked_by_its_kind():
+    bench = Bench()
+    bench.ring.close(DropReason.STOPPED)
+
+    bench.put(1, METRIC)
+    bench.put(2, ATTACK)
+
+    assert (bench.ledger.accepted, bench.ledger.accepted_metrics) == (2, 1)
+    assert bench.ledger.dropped_metrics == 1
+
+
+def test_a_summary_gets_in_after_close_and_is_counted_as_what_it_is():
+    bench = Bench()
+    bench.ring.close(DropReason.STOPPED)
+    metric = make_record(1, kind="metric", priority=METRIC)
+
+    assert bench.ring.put(metric, evict=True, summary=True)
+
+    assert len(bench.ring) == 1
+    assert (bench.ledger.summaries, bench.ledger.accepted) == (1, 0)
+    assert (bench.ledger.accepted_metrics, bench.ledger.dropped_metrics) == (0, 0)
+
+
+def test_an_empty_ring_has_room_for_all_its_bytes():
+    bench = Bench(max_bytes=200)
+    for n in range(3):
+        bench.put(n, size=200)
+        bench.ring.abandon(DropReason.SHUTDOWN)
+        assert bench.ring.bytes == 0
+        bench.put(n, size=200)
+        bench.ring.done(bench.take())
+        assert bench.ring.bytes == 0
+    assert bench.ledger.dropped == {DropReason.SHUTDOWN: 3}
+
+
 def test_abandon_gives_up_what_waits_and_what_was_taken():
     bench = Bench(max_records=3)
     for n in range(3):

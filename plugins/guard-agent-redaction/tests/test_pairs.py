@@ -29,6 +29,8 @@ FOUND = {
     "pin: 1x&c=d": f"pin: {R}",
     "user[pin]=1x&a": f"user[pin]={R}&a",
     "pin=1;x": f"pin={R};x",
+    '"Authorization: X abcdefgh" next': f'"Authorization: {R}" next',
+    "'a' 'the token: hunter2x9'": f"'a' 'the token: {R}'",
     'x"pin=1"y': f'x"pin={R}"y',
     # tags
     "<pin>1 2</pin>": f"<pin>{R}</pin>",

@@ -18,6 +18,7 @@ SECRETS = [
     "password=hunter2x",
     "password = hunter2x",
     "the Password: hunter2x",
+    "this is the pin=12345x",
     "https://shop.test/cb?page=2&token=s3cr3t",
     "user.password:hunter2x",
     "--password=hunter2x",
