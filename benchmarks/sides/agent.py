@@ -53,6 +53,8 @@ HOLDS = 1 << 31
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 """32 bytes, for the rows with encryption."""
 NEVER = 3600
+WARM = 100
+"""Events that go through Redis before anything is measured there."""
 
 
 def configuration(hold: int | None = None, **settings: Any) -> AgentConfig:
@@ -453,6 +455,17 @@ async def in_redis(agent: Any, sent: int) -> int:
     return min(sent, len(agent.buffer._event_redis_keys))
 
 
+async def warm_on_redis(url: str, amount: int) -> tuple[Any, list[Any]]:
+    """An agent that has delivered `WARM` events through Redis, and ``amount`` more for it."""
+    agent = await agent_on_redis(url, 10 * amount)
+    events = make_events(amount + WARM)
+    for event in events[:WARM]:
+        await agent.send_event(event)
+    await in_redis(agent, WARM)
+    await drain(agent, WARM)
+    return agent, events[WARM:]
+
+
 async def stored(amount: int, **_: Any) -> dict[str, float]:
     """
     A burst of ``amount`` events, stored in Redis, delivered over HTTP and acknowledged.
@@ -461,23 +474,17 @@ async def stored(amount: int, **_: Any) -> dict[str, float]:
     """
     url = os.environ["REDIS"]
     commands = Commands(url)
-    agent = await agent_on_redis(url, 10 * amount)
-    warm = 100
-    events = make_events(amount + warm)
-    for event in events[:warm]:
-        await agent.send_event(event)
-    await in_redis(agent, warm)
-    await drain(agent, warm)
+    agent, events = await warm_on_redis(url, amount)
     commands.reset()
     settle()
     watch = Stopwatch()
-    for event in events[warm:]:
+    for event in events:
         await agent.send_event(event)
     unstored = amount - await in_redis(agent, amount)
-    await drain(agent, warm + amount)
+    await drain(agent, WARM + amount)
     cost = watch.read(amount)
     used = commands.count() / amount
-    expect_received(warm + amount)
+    expect_received(WARM + amount)
     return {"unstored": unstored} if unstored else {**cost, "commands": used, "unstored": 0}
 
 
@@ -485,28 +492,22 @@ async def trickled(amount: int, **_: Any) -> dict[str, float]:
     """The same for 250 events a second, sent every hundred; without what the pace itself takes."""
     url, rate = os.environ["REDIS"], 0.004
     commands = Commands(url)
-    agent = await agent_on_redis(url, 10 * amount)
-    warm = 100
-    events = make_events(amount + warm)
-    for event in events[:warm]:
-        await agent.send_event(event)
-    await in_redis(agent, warm)
-    await drain(agent, warm)
+    agent, events = await warm_on_redis(url, amount)
     settle()
     watch = Stopwatch()
-    for _event in events[warm:]:
+    for _event in events:
         await asyncio.sleep(rate)
     bare = watch.read(amount)["cpu"]
     commands.reset()
     watch = Stopwatch()
-    for number, event in enumerate(events[warm:], 1):
+    for number, event in enumerate(events, 1):
         await agent.send_event(event)
         await asyncio.sleep(rate)
         if number % 100 == 0 or number == amount:
-            await drain(agent, warm + number)
+            await drain(agent, WARM + number)
     cost = watch.read(amount)
     used = commands.count() / amount
-    expect_received(warm + amount)
+    expect_received(WARM + amount)
     return {"cpu": cost["cpu"] - bare, "commands": used}
 
 
