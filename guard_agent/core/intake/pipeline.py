@@ -311,8 +311,8 @@ def _quick_way(
             return long_way(source)
         try:
             fields = None if source.__pydantic_extra__ else copy(source.__dict__)
-        except (Exception, SystemExit):  # noqa: BLE001 - a model that is not whole, keys of foreign
-            # classes: the long way deals with them.
+        except Exception:  # noqa: BLE001 - a model that is not whole, keys of foreign classes: the
+            # long way deals with them.
             fields = None
         return long_way(source) if fields is None else seal(fields)
 
