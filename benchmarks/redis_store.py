@@ -132,7 +132,7 @@ async def measure_buffer(url: str) -> dict[str, float]:
     from guard_core.models import SecurityConfig
 
     from guard_agent import AgentConfig
-    from guard_agent.buffer import EventBuffer  # type: ignore[import-not-found]
+    from guard_agent.buffer import EventBuffer  # type: ignore[import-not-found]  # of 3.x
 
     manager: Any = RedisManager(SecurityConfig(enable_redis=True, redis_url=url))
     await manager.initialize()

@@ -93,7 +93,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    from mkdocs.structure.files import File  # noqa: PLC0415 - the tests do without mkdocs
+    from mkdocs.structure.files import File  # noqa: PLC0415 - the tests have no mkdocs - the tests do without mkdocs
 
     for path, page in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
@@ -101,7 +101,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    from mkdocs.structure.files import File  # noqa: PLC0415
+    from mkdocs.structure.files import File  # noqa: PLC0415 - the tests have no mkdocs
 
     text, needed = rewrite(markdown, page.file.src_uri)
     for place, path in needed.items():

@@ -35,29 +35,26 @@ def hookimpl(function: F) -> F:
     return _hookimpl(function)
 
 
-# A specification has no body, which the type checker takes for a forgotten one.
-
-
 @_hookspec
-def guard_agent_transports() -> Iterable[type[Transport]]:  # type: ignore[empty-body]
+def guard_agent_transports() -> Iterable[type[Transport]]:  # type: ignore[empty-body]  # a spec
     """Return the transport classes of this plugin."""
 
 
 @_hookspec
-def guard_agent_buffer_stores() -> Iterable[type[BufferStore]]:  # type: ignore[empty-body]
+def guard_agent_buffer_stores() -> Iterable[type[BufferStore]]:  # type: ignore[empty-body]  # a spec
     """Return the buffer store classes of this plugin."""
 
 
 @_hookspec
-def guard_agent_rule_sources() -> Iterable[type[RuleSource]]:  # type: ignore[empty-body]
+def guard_agent_rule_sources() -> Iterable[type[RuleSource]]:  # type: ignore[empty-body]  # a spec
     """Return the rule source classes of this plugin."""
 
 
 @_hookspec
-def guard_agent_enrichers() -> Iterable[type[Enricher]]:  # type: ignore[empty-body]
+def guard_agent_enrichers() -> Iterable[type[Enricher]]:  # type: ignore[empty-body]  # a spec
     """Return the enricher classes of this plugin."""
 
 
 @_hookspec
-def guard_agent_aggregators() -> Iterable[type[Aggregator]]:  # type: ignore[empty-body]
+def guard_agent_aggregators() -> Iterable[type[Aggregator]]:  # type: ignore[empty-body]  # a spec
     """Return the aggregator classes of this plugin."""

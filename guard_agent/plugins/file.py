@@ -144,8 +144,7 @@ def _parse_json(text: str) -> dict[str, Any]:
     return _checked(document)
 
 
-# A base that is chosen at runtime is beyond a type checker.
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # chosen late
     """
     YAML with the plain values of version 1.2 (its core schema) and timestamps.
 

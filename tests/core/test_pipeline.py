@@ -32,7 +32,7 @@ class Step(Enricher):
 
     def __init__(self, function, stage=Stage.SEAL, *, instance="step", kinds=("event", "metric")):
         super().__init__(PluginSettings(), make_context(instance=instance))
-        self.stage = stage  # type: ignore[misc]
+        self.stage = stage  # type: ignore[misc]  # of the class elsewhere
         self._function = function
         self._kinds = kinds
 
@@ -260,7 +260,7 @@ def test_a_metric_without_a_number_is_invalid(value):
 
 def test_a_metric_that_was_given_garbage_later_is_invalid():
     metric = make_metric()
-    metric.value = "many"  # type: ignore[assignment]
+    metric.value = "many"  # type: ignore[assignment]  # what is tried
 
     assert encode(metric, kind="metric") is DropReason.INVALID
 

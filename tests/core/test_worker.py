@@ -848,7 +848,7 @@ def test_the_first_answer_of_a_source_ends_the_wait_also_when_it_is_an_error(mak
         agent = make_agent(RecordingTransport, source, rules=["rules"])
         agent.start()
 
-        worker_of(agent).submit(lambda: worker_of(agent).first_rules(3600)).result(20)  # noqa: B023
+        worker_of(agent).submit(lambda: worker_of(agent).first_rules(3600)).result(20)  # noqa: B023 - it is called at once
 
 
 # --- the end --------------------------------------------------------------------------------------

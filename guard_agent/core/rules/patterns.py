@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 # The parser of `re` is not public and has no types, but it is the only one that reads a pattern
 # as `re` does.
 if sys.version_info >= (3, 11):
-    from re import _compiler as sre_compile  # type: ignore[attr-defined]
-    from re import _parser as sre_parse  # type: ignore[attr-defined]
+    from re import _compiler as sre_compile  # type: ignore[attr-defined]  # not public
+    from re import _parser as sre_parse  # type: ignore[attr-defined]  # not public
 else:
     import sre_compile
     import sre_parse
