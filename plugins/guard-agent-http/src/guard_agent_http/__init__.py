@@ -2,7 +2,7 @@
 Delivery over HTTP: the transport ``http``.
 
 `CollectorClient` is for other plugins that talk to the same collector, such as the one that polls
-for rules; `HttpClient` for those that talk to any other server.
+for rules; `HttpClient` for those that talk to any other server, and `gzip` for their bodies.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from guard_agent_http.client import (
     HttpClient,
     header_value,
 )
+from guard_agent_http.compression import gzip
 from guard_agent_http.encryption import Cipher
 from guard_agent_http.resolver import ThreadResolver
 from guard_agent_http.transport import HttpSettings, HttpTransport
@@ -31,6 +32,7 @@ __all__ = [
     "HttpTransport",
     "ThreadResolver",
     "describe",
+    "gzip",
     "header_value",
     "parse_retry_after",
     "status_verdict",
