@@ -39,7 +39,7 @@ _OVERHEAD_PER_DESTINATION = 120
 _FREE_OVERHEAD = 12 * 1024 * 1024
 
 # Ids of equal length sort as text in the order of their age.
-_FIRST_ID = 1 << 60
+_FIRST_ID = 1 << 40
 
 
 class MemorySettings(PluginSettings):
