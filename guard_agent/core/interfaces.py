@@ -655,6 +655,8 @@ EncodeFunction: TypeAlias = "Callable[[Fields], Record | DropReason]"
 
 AggregateFunction: TypeAlias = "Callable[[Fields], Record | DropReason | None]"
 
+AbsorbFunction: TypeAlias = "Callable[[Mapping[str, Any]], bool]"
+
 
 class Aggregated(NamedTuple):
     """The books of an aggregator at one moment."""
@@ -703,6 +705,19 @@ class Aggregator(Plugin, ABC):
         did, or a record that stands for this one and some that were absorbed, or None when it has
         absorbed the record.
         """
+
+    def bind_early(self, kind: Kind) -> AbsorbFunction | None:  # noqa: ARG002 - for those that can
+        """
+        Make a function that absorbs records of ``kind`` before anything is done with them, or None.
+
+        For what is counted whatever else it says. The function is given the values of an event or
+        metric as the application made it, which it must neither keep nor change, and of which it
+        may only touch what it has seen to be of a plain type: they can be foreign objects, and are
+        not redacted. True: absorbed, and in the books as if the function of `bind` had done it.
+        Whatever it does not absorb, also by an exception, comes to the function of `bind`.
+        Called as that one is.
+        """
+        return None
 
     @abstractmethod
     def collect(self) -> Iterator[Record]:

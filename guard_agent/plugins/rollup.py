@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from guard_agent import (
+        AbsorbFunction,
         AggregateFunction,
         EncodeFunction,
         Fields,
@@ -222,8 +223,8 @@ class Rollup(Aggregator):
     Counts in dictionaries behind one lock, which is held for a few steps.
 
     The key of a group is the hash of what its events have in common: text that was not redacted
-    must not be kept. Python makes it with a key that is new in each process (60 bits of SipHash: the
-    next four would take 16 bytes).
+    must not be kept. Python makes it with a key that is new in each process (60 bits of SipHash;
+    the other four would take 16 bytes).
     """
 
     name = "rollup"
@@ -269,6 +270,29 @@ class Rollup(Aggregator):
         if kind == "metric":
             return self._bind_metrics(encode) if self._meanings else None
         return self._bind_events(encode)
+
+    def bind_early(self, kind: Kind) -> AbsorbFunction | None:
+        """Of a sample only the type matters, until the next one leaves."""
+        if kind == "metric" or not self._every:
+            return None
+        groups, sampled, lock = self._groups, self._every, self._lock
+
+        def absorb(values: Mapping[str, Any]) -> bool:
+            event_type, metadata = values["event_type"], values["metadata"]
+            if type(event_type) is not str or event_type not in sampled:
+                return False
+            if type(metadata) is not dict or COUNT in metadata:
+                return False
+            with lock:
+                group = groups.get(event_type)
+                if type(group) is not _Group or group.held is None or self._closed:
+                    return False
+                if group.count + 1 >= group.most:
+                    return False
+                self._count(group)
+                return True
+
+        return absorb
 
     # --- events -----------------------------------------------------------------------------------
 
