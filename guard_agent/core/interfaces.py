@@ -84,16 +84,13 @@ class Batch:
     @property
     def id(self) -> str:
         """Derived from the ids of the records: the same records always make the same id."""
-        digest = blake2b(digest_size=16)
-        for record in self.records:
-            digest.update(record.id.encode())
-            digest.update(b"\0")
-        return digest.hexdigest()
+        ids = "\0".join([*[record.id for record in self.records], ""])
+        return blake2b(ids.encode(), digest_size=16).hexdigest()
 
     @property
     def size(self) -> int:
         """Bytes of all payloads together."""
-        return sum(len(record.payload) for record in self.records)
+        return sum([len(record.payload) for record in self.records])
 
     def join(self) -> bytes:
         """The payloads with commas between them: what stands inside a JSON array."""
