@@ -589,13 +589,18 @@ class Worker:
         if self._store_open and not self._survives():
             await self._count()
         self._unsent += stored
-        # Records linger in the ring before they come to a store in memory, and in the store
-        # otherwise, because there they are safe.
-        gathered = not self._survives() or self._unsent >= self._buffer_size
-        if stored and gathered:
+        if self._unsent and (self._have_gathered() or stored < len(records)):
             self._unsent = 0
             self._set_due()
         return stored >= len(records)
+
+    def _have_gathered(self) -> bool:
+        """Whether what was stored since the last time should be sent."""
+        # Records linger in the ring before they come to a store in memory, and in the store
+        # otherwise, because there they are safe.
+        if self._survives():
+            return self._unsent >= self._buffer_size
+        return self._unsent >= _CHUNK or not self._ring.waiting
 
     async def _count(self) -> None:
         try:
