@@ -124,6 +124,9 @@ _IDENTITY = (
     "handler_name",
     "reason",
 )
+_TEXT = frozenset({str})
+_NUMBERS = frozenset({float, int})
+_HUGE = 1e300
 _identity = itemgetter(*_IDENTITY)
 _FIELDS = len(_IDENTITY) + 4  # and timestamp, idempotency_key, response_time, metadata
 _VOLATILE = frozenset({"timestamp", "idempotency_key", "response_time"})
@@ -272,9 +275,14 @@ class Rollup(Aggregator):
         return self._bind_events(encode)
 
     def bind_early(self, kind: Kind) -> AbsorbFunction | None:
+        if kind == "metric":
+            return self._bind_known_metrics() if self._meanings else None
+        return self._bind_sampled_events() if self._every else None
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def _bind_sampled_events(self) -> AbsorbFunction:
         """Of a sample only the type matters, until the next one leaves."""
-        if kind == "metric" or not self._every:
-            return None
         groups, sampled, lock = self._groups, self._every, self._lock
 
         def absorb(values: Mapping[str, Any]) -> bool:
@@ -293,8 +301,6 @@ class Rollup(Aggregator):
                 return True
 
         return absorb
-
-    # --- events -----------------------------------------------------------------------------------
 
     def _bind_events(self, encode: EncodeFunction) -> AggregateFunction:
         groups, off, sampled, caps = self._groups, self._off, self._every, self._caps
@@ -432,7 +438,7 @@ class Rollup(Aggregator):
             try:
                 if endpoint:
                     self._place(fields, tags, endpoint)
-                key = hash(orjson.dumps((metric_type, fields.get("endpoint"), tags)))
+                key = _identify_metric(metric_type, fields.get("endpoint"), tags)
             except (TypeError, ValueError):
                 return encode(fields)  # nothing of ours: an endpoint that is no text, a surrogate
             with lock:
@@ -456,11 +462,50 @@ class Rollup(Aggregator):
 
         return take
 
+    def _bind_known_metrics(self) -> AbsorbFunction:
+        """A value of a series that there is needs no more than its place in it."""
+        series, endpoints, lock = self._series, self._endpoints, self._lock
+        route, add = self._route, self._add
+
+        def absorb(values: Mapping[str, Any]) -> bool:
+            metric_type, endpoint = values["metric_type"], values["endpoint"]
+            value, tags = values["value"], values["tags"]
+            if (
+                type(metric_type) is not str
+                or type(tags) is not dict
+                or type(value) not in _NUMBERS
+                or not -_HUGE < value < _HUGE  # also so for NaN
+                or not (endpoint is None or type(endpoint) is str)
+                or not _TEXT.issuperset(map(type, tags))
+                or not _TEXT.issuperset(map(type, tags.values()))
+                or COUNT in tags
+            ):
+                return False
+            named = endpoint or tags.get("endpoint")
+            has_room = True
+            if named:
+                place = route(named)
+                if hash(place) not in endpoints:
+                    if len(endpoints) < self.settings.max_endpoints:
+                        return False
+                    has_room, place = False, OTHER
+                if place is not named:
+                    endpoint = place if endpoint else endpoint
+                    tags = {**tags, "endpoint": place} if "endpoint" in tags else tags
+            key = hash((metric_type, endpoint, *tags.items()))
+            with lock:
+                known = series.get(key)
+                if known is None or self._closed:
+                    return False
+                self._others += not has_room
+                add(known, metric_type, value)
+                return True
+
+        return absorb
+
     def _place(self, fields: Fields, tags: dict[str, Any], endpoint: str) -> None:
         """Put a metric under a template or ``other``, if its endpoint is not to have its own."""
-        place = endpoint
-        if self._routes is not None and (found := self._routes.fullmatch(endpoint)) is not None:
-            place = self.settings.routes[int(str(found.lastgroup)[1:])]
+        place = self._route(endpoint)
         number = hash(place)
         endpoints = self._endpoints
         if number not in endpoints:
@@ -474,6 +519,12 @@ class Rollup(Aggregator):
                 tags["endpoint"] = place
             if fields.get("endpoint"):
                 fields["endpoint"] = place
+
+    def _route(self, endpoint: str) -> str:
+        """The first template that fits, or the endpoint itself."""
+        if self._routes is None or (found := self._routes.fullmatch(endpoint)) is None:
+            return endpoint
+        return self.settings.routes[int(str(found.lastgroup)[1:])]
 
     def _requests_of(self, fields: Fields, tags: Mapping[str, Any]) -> list[float]:
         """Where the requests to an endpoint are summed up, for the rate of its errors."""
@@ -627,6 +678,19 @@ class Rollup(Aggregator):
 
 
 _KNOWN = frozenset({*_IDENTITY, *_VOLATILE, "metadata"})
+
+
+def _identify_metric(metric_type: str, endpoint: Any, tags: dict[str, Any]) -> int:
+    """
+    What the values of one series have in common.
+
+    Raises:
+        TypeError, ValueError: they are not what metrics have.
+    """
+    # Only texts: true, 1 and 1.0 have the same hash.
+    if _TEXT.issuperset(map(type, tags.values())):
+        return hash((metric_type, endpoint, *tags.items()))
+    return hash(orjson.dumps((metric_type, endpoint, tags)))
 
 
 def _sum_up(series: _Series) -> Record:

@@ -3,16 +3,20 @@ from __future__ import annotations
 import json
 import math
 import threading
+from datetime import datetime, timezone
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from guard_agent import Aggregated, Enricher, PluginSettings, Record, Stage
+from guard_agent import Aggregated, Enricher, PluginSettings, Record, SecurityMetric, Stage
 from guard_agent.core.intake.pipeline import Pipeline
 from guard_agent.core.ledger import DropReason
 from guard_agent.plugins import rollup
 from guard_agent.plugins.rollup import Rollup, RollupSettings
 from guard_agent.testing.records import make_context, make_event, make_metric
+from guard_agent_redaction import RedactionEnricher
 
 NOISE = "pattern_anomaly_statistical_anomaly"
 
@@ -609,6 +613,121 @@ def test_no_text_that_was_not_redacted_is_kept():
     )
     assert "***" in kept
     assert "s3cret" not in kept
+
+
+# --- at first sight -------------------------------------------------------------------------------
+
+
+class Thorough(Rollup):
+    """Absorbs nothing before it was redacted."""
+
+    def bind_early(self, kind):
+        return None
+
+
+class Marker(Enricher):
+    """Stands for the redaction: lets texts with ``secret`` in them not through."""
+
+    name = "marker"
+    stage = Stage.REDACT
+
+    def bind(self, kind):
+        def redact(fields):
+            return {name: self.clean(value) for name, value in fields.items()}
+
+        return redact
+
+    def clean(self, value):
+        if type(value) is dict:
+            return {name: self.clean(one) for name, one in value.items()}
+        return "***" if type(value) is str and "secret" in value else value
+
+
+ENDPOINTS = [None, "", "/a", "/b", "/items/1", "/items/2", "/secret", "other", "/items/{id}"]
+TAGS = [
+    {},
+    {"method": "GET"},
+    {"method": "GET", "endpoint": "/items/3"},
+    {"endpoint": "/c", "method": "GET"},
+    {"endpoint": ""},
+    {"token": "secret"},
+    {"token": "***"},
+    {"token": "[REDACTED]"},
+    {"flag": True},
+    {"flag": 1},
+    {"flag": "1"},
+    {1: "text"},
+    {"list": ["a"]},
+    {"guard.count": "5"},
+    None,
+]
+VALUES = [0.0, 0.25, 1, 1.0, True, -3.5, math.nan, math.inf, "1", None, 10**400]
+METRIC_TYPES = ["response_time", "request_count", "error_rate", "own", "switched_off", None, 7]
+
+
+def metrics():
+    return st.builds(
+        SecurityMetric.model_construct,
+        timestamp=st.just(datetime(2026, 1, 2, tzinfo=timezone.utc)),
+        metric_type=st.sampled_from(METRIC_TYPES),
+        value=st.sampled_from(VALUES),
+        endpoint=st.sampled_from(ENDPOINTS),
+        tags=st.sampled_from(TAGS).map(lambda tags: tags if tags is None else dict(tags)),
+    )
+
+
+def events():
+    return st.builds(
+        make_event,
+        event_type=st.sampled_from([NOISE, "csp_violation", "penetration_attempt"]),
+        reason=st.sampled_from(["one", "two", "secret"]),
+        metadata=st.sampled_from([{}, {"guard.count": 3}, {"user": "ann"}]),
+    )
+
+
+VARIES = {"idempotency_key", "timestamp", "guard.first", "guard.last"}
+
+
+def without_times(record):
+    return {
+        name: without_times(value) if type(value) is dict else value
+        for name, value in record.items()
+        if name not in VARIES
+    }
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.just("metric"), metrics()) | st.tuples(st.just("event"), events()), max_size=60
+    ),
+    st.sampled_from([{}, {"routes": ["/items/{id}"]}, {"max_endpoints": 2}, {"max_groups": 3}]),
+    st.integers(0, 60),
+    st.sampled_from([None, Marker, RedactionEnricher]),
+)
+def test_what_is_absorbed_at_first_sight_leaves_as_the_rest_does(
+    sources, options, closed_at, redactor
+):
+    given = {"metrics": {"switched_off": "off", "own": "total"}, "sample": {NOISE: 0.25}}
+    seen = []
+    for kind_of_rollup in (Rollup, Thorough):
+        settings_ = RollupSettings(interval=3600, **given, **options)
+        aggregator = kind_of_rollup(settings_, make_context())
+        enrichers = [redactor(redactor.Settings(), make_context())] if redactor else []
+        pipeline = Pipeline(enrichers, aggregator)
+        left = []
+        for number, (kind, source) in enumerate(sources):
+            if number == closed_at:
+                aggregator.close()
+            result = pipeline.take(kind, source)
+            left.append(
+                without_times(json.loads(result.payload)) if isinstance(result, Record) else result
+            )
+        books = aggregator.books
+        rest = [without_times(json.loads(record.payload)) for record in aggregator.collect()]
+        seen.append((left, rest, books, aggregator.describe()))
+
+    assert seen[0] == seen[1]
 
 
 # --- settings -------------------------------------------------------------------------------------
