@@ -1,5 +1,6 @@
 """
-Writes the tables of docs/reference from the code: settings, models, commands and error codes.
+Writes the tables of docs/reference from the code: settings, those of plugins too, models, commands
+and error codes.
 
 ``python docs/generate.py`` writes them; tests/test_docs_site.py says when that has to
 be done again.
@@ -290,7 +291,8 @@ def errors_page() -> str:
         "Error codes",
         "Every problem that the agent finds in its configuration or its plugins has a code, which "
         "never changes its meaning. `guard-agent explain CODE` says the same. Problems are shown "
-        "together, and the command ends with 78.",
+        "together; a command ends with 78 when nothing can run, with 1 when only a plugin is left "
+        "out.",
         *parts[1:],
     )
 

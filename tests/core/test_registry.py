@@ -15,6 +15,7 @@ import pytest
 import guard_agent
 from guard_agent import Accepted, Transport, hookimpl
 from guard_agent.core.assembly.codes import CODES
+from guard_agent.core.assembly.inspection import SEAMS
 from guard_agent.core.assembly.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -437,3 +438,7 @@ def test_every_code_in_use_is_explained_and_every_explained_code_is_in_use():
     }
 
     assert used == set(CODES)
+
+
+def test_the_hooks_that_a_code_lists_are_all_there_are():
+    assert set(re.findall(r"guard_agent_\w+", CODES["GA104"].fix)) == {seam.hook for seam in SEAMS}

@@ -282,7 +282,7 @@ class _Composer:
                     "GA115",
                     f"{where}: no plugin {section!r} is in use{guess}",
                     f"rename or remove the section, or name {section!r} in enrichers, store, "
-                    "transports or rules",
+                    "transports, rules or rollup",
                     fatal=False,
                 )
 
