@@ -176,7 +176,7 @@ def test_ga101_unknown_name_without_a_similar_one_suggests_a_distribution():
 def test_ga101_says_so_when_the_built_in_plugins_are_missing_too():
     (problem,) = Registry().load("zookeeper").problems
 
-    assert "in a checkout run 'pip install .' first" in problem.fix
+    assert "in a checkout install it first" in problem.fix
 
 
 @pytest.mark.parametrize("name", ["", "http/", "../evil", "a b", "--index-url=x"])
