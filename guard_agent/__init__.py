@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from guard_agent.core.host_redis import HostRedis
     from guard_agent.core.interfaces import (
         LEASE_SHARE,
+        AbsorbFunction,
         Accepted,
         Aggregated,
         AggregateFunction,
@@ -120,6 +121,7 @@ __all__ = [
     "RuleSource",
     "Enricher",
     "Aggregator",
+    "AbsorbFunction",
     "AggregateFunction",
     "Aggregated",
     "EncodeFunction",
@@ -172,8 +174,8 @@ _HOMES = {
     "guard_agent.core.hookspecs": "hookimpl",
     "guard_agent.core.host_redis": "HostRedis",
     "guard_agent.core.interfaces": (
-        "LEASE_SHARE Accepted Aggregated AggregateFunction Aggregator Appended Batch "
-        "BufferStore DeadLetter DestinationDepth EncodeFunction Enricher EnrichFunction "
+        "LEASE_SHARE AbsorbFunction Accepted Aggregated AggregateFunction Aggregator Appended "
+        "Batch BufferStore DeadLetter DestinationDepth EncodeFunction Enricher EnrichFunction "
         "FetchResult Fields Kind Lease Level Partial Paused Peeked PluginContext "
         "PluginSettings Priority Record Reject Retry RuleSet RuleSource SendResult Stage "
         "TextRules TooLarge Transport Unchanged"

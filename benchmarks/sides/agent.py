@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from sides.common import (
+    WITH_ISAL,
     Heartbeat,
     Stopwatch,
     collector,
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-if "speed=false" in sys.argv:
-    # Stands where a compressor would be found: the agent has to do with the standard library.
-    sys.modules.update(dict.fromkeys(("isal", "zlib_ng"), cast("ModuleType", None)))
+if not WITH_ISAL:
+    # Stands where the compressor would be found: the agent has to do with the standard library.
+    sys.modules["isal"] = cast("ModuleType", None)
 
 from guard_agent import (
     AgentConfig,
@@ -91,12 +92,19 @@ def make_metrics(count: int, first: int = 0) -> list[Any]:
 # --- the caller's share ---------------------------------------------------------------------------
 
 
-async def send(amount: int, kind: str = "event", **_: Any) -> dict[str, float]:
-    """``await send_event(...)`` of prebuilt records; nothing is delivered."""
+async def send(
+    amount: int, kind: str = "event", distinct: int | None = None, **_: Any
+) -> dict[str, float]:
+    """
+    ``await send_event(...)`` of prebuilt records; nothing is delivered.
+
+    All differ, or only ``distinct`` of them do, as when one attacker tries the same again.
+    """
     warm = amount // 10
     agent = guard_agent(configuration(hold=2 * amount))
     make = make_events if kind == "event" else make_metrics
-    records, warmers = make(amount), make(warm, amount)
+    records, warmers = make(distinct or amount), make(warm, amount)
+    records *= amount // len(records)
     take = agent.send_event if kind == "event" else agent.send_metric
     for record in warmers:
         await take(record)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 SECRET_HEADER = "authorization"
+WITH_ISAL = "speed=true" in sys.argv
+"""Whether the agent may use the extra that compresses."""
 
 
 def collector() -> str:

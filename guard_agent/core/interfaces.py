@@ -84,16 +84,13 @@ class Batch:
     @property
     def id(self) -> str:
         """Derived from the ids of the records: the same records always make the same id."""
-        digest = blake2b(digest_size=16)
-        for record in self.records:
-            digest.update(record.id.encode())
-            digest.update(b"\0")
-        return digest.hexdigest()
+        ids = "\0".join([*[record.id for record in self.records], ""])
+        return blake2b(ids.encode(), digest_size=16).hexdigest()
 
     @property
     def size(self) -> int:
         """Bytes of all payloads together."""
-        return sum(len(record.payload) for record in self.records)
+        return sum([len(record.payload) for record in self.records])
 
     def join(self) -> bytes:
         """The payloads with commas between them: what stands inside a JSON array."""
@@ -659,6 +656,9 @@ EncodeFunction: TypeAlias = "Callable[[Fields], Record | DropReason]"
 AggregateFunction: TypeAlias = "Callable[[Fields], Record | DropReason | None]"
 """What `Aggregator.bind` makes: as `EncodeFunction`, or None for a record that it absorbed."""
 
+AbsorbFunction: TypeAlias = "Callable[[Mapping[str, Any]], bool]"
+"""What `Aggregator.bind_early` makes: whether it has absorbed the record."""
+
 
 class Aggregated(NamedTuple):
     """The books of an aggregator at one moment."""
@@ -707,6 +707,19 @@ class Aggregator(Plugin, ABC):
         did, or a record that stands for this one and some that were absorbed, or None when it has
         absorbed the record.
         """
+
+    def bind_early(self, kind: Kind) -> AbsorbFunction | None:  # noqa: ARG002 - for those that can
+        """
+        Make a function that absorbs records of ``kind`` before anything is done with them, or None.
+
+        For what is counted whatever else it says. The function is given the values of an event or
+        metric as the application made it, which it must neither keep nor change, and of which it
+        may only touch what it has seen to be of a plain type: they can be foreign objects, and are
+        not redacted. True: absorbed, and in the books as if the function of `bind` had done it.
+        Whatever it does not absorb, also by an exception, comes to the function of `bind`.
+        Called as that one is.
+        """
+        return None
 
     @abstractmethod
     def collect(self) -> Iterator[Record]:

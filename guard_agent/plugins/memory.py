@@ -39,7 +39,7 @@ _OVERHEAD_PER_DESTINATION = 120
 _FREE_OVERHEAD = 12 * 1024 * 1024
 
 # Ids of equal length sort as text in the order of their age.
-_FIRST_ID = 1 << 60
+_FIRST_ID = 1 << 40
 
 
 class MemorySettings(PluginSettings):
@@ -103,12 +103,32 @@ class _Queue:
                 return entry
         return None
 
+    def pop_some(self, limit: int) -> list[str]:
+        """The oldest, at most ``limit``; none when there are none, fewer says nothing."""
+        fresh, live = self._fresh, self._live
+        if self._returned:  # which may be older or younger
+            return [] if (entry := self.pop()) is None else [entry]
+        some: list[str] = []
+        while fresh and not some:
+            taken = [fresh.popleft() for _ in range(min(limit, len(fresh)))]
+            some = [entry for entry in taken if entry in live]
+        return some
+
+    def put_back_all(self, ids: Sequence[str]) -> None:
+        """Put back what `pop_some` gave last, or the end of it."""
+        if self._returned:
+            for entry in ids:
+                heappush(self._returned, entry)
+        else:
+            self._fresh.extendleft(reversed(ids))
+
     def is_empty(self) -> bool:
-        entry = self.pop()
-        if entry is None:
-            return True
-        heappush(self._returned, entry)
-        return False
+        fresh, returned, live = self._fresh, self._returned, self._live
+        while fresh and fresh[0] not in live:
+            fresh.popleft()
+        while returned and returned[0] not in live:
+            heappop(returned)
+        return not (fresh or returned)
 
     def _sweep(self) -> None:
         if len(self._fresh) + len(self._returned) <= self._limit:
@@ -354,20 +374,22 @@ class MemoryStore(BufferStore):
             lower -= bool(share) and not queue.is_empty()
             most = max_records - lower * share
             most_bytes = max_bytes - lower * (max_bytes // LEASE_SHARE)
-            pop = queue.pop
-            while len(entries) < most:
-                entry = pop()
-                if entry is None:
+            is_full = False
+            while not is_full and len(entries) < most:
+                ids = queue.pop_some(most - len(entries))
+                if not ids:
                     break
-                record = records[entry]
-                length = len(record.payload)
-                if size + length > most_bytes and entries:
-                    queue.put_back(entry)
-                    if not lower:
-                        return entries
-                    break
-                size += length
-                entries[entry] = record
+                for position, entry in enumerate(ids):
+                    record = records[entry]
+                    size += len(record.payload)
+                    if size > most_bytes and entries:
+                        size -= len(record.payload)
+                        queue.put_back_all(ids[position:])
+                        is_full = True
+                        break
+                    entries[entry] = record
+            if is_full and not lower:
+                break
         return entries
 
     def _cursor(self, destination: str) -> _Cursor:

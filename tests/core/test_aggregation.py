@@ -276,6 +276,47 @@ def test_an_aggregator_that_fails_costs_no_record(merging, caplog):
     assert SECRET not in caplog.text
 
 
+def test_what_it_absorbs_at_first_sight_is_in_the_books(merging):
+    class Early(Rollup):
+        name = "early"
+
+        def bind_early(self, kind):
+            def absorb(values):
+                # Like a plugin that logs: what it records itself must not come back to it.
+                agent.record(kind, make_event())
+                if values["reason"] != "noise":
+                    return False
+                self._events += 1
+                return True
+
+            return absorb if kind == "event" else None
+
+    agent = merging(Early, rollup="early", plugins={})
+    for reason in ("noise", "attack", "noise"):
+        agent.record("event", make_event(reason=reason))
+
+    agent.look().result(PATIENCE)
+    books = books_of(agent)
+    assert (books.merged, books.dropped, books.difference) == (2, {"internal": 3}, 0)
+
+
+def test_an_aggregator_that_fails_at_first_sight_costs_no_record(merging):
+    class Failing(Rollup):
+        name = "failing"
+
+        def bind_early(self, kind):
+            def fail(values):
+                raise SystemExit(SECRET)
+
+            return fail
+
+    agent = merging(Failing, rollup="failing", plugins={})
+    send(agent, events=3)
+    agent.flush().result(PATIENCE)
+
+    assert sum(map(count_of, delivered(agent))) == 3
+
+
 def test_rollup_false_leaves_every_record_as_it_is(merging):
     agent = merging(rollup=False)
     send(agent, events=3, metrics=3)

@@ -246,6 +246,61 @@ def test_a_foreign_object_is_sampled_too():
     assert [count_of(record) for record in intake.collect()] == [9]
 
 
+class Calls(Enricher):
+    """Counts the records that it is given."""
+
+    name = "calls"
+    stage = Stage.DERIVE
+    count = 0
+
+    def bind(self, kind):
+        def note(fields):
+            self.count += 1
+            return fields
+
+        return note
+
+
+def test_what_a_sample_leaves_out_is_not_even_read():
+    calls = Calls(PluginSettings(), make_context())
+    intake = Intake(calls)
+    for number in range(50):
+        intake.event(event_type=NOISE, reason=f"{number}", metadata={"number": object()})
+
+    assert calls.count == 2
+    assert intake.rollup.books == Aggregated(49, 0, 1)
+
+
+def test_a_count_from_elsewhere_passes_a_sample():
+    intake = Intake()
+    for _ in range(3):
+        intake.event(event_type=NOISE)
+
+    assert count_of(intake.event(event_type=NOISE, metadata={"guard.count": 7})) == 7
+    assert [count_of(record) for record in intake.collect()] == [2]
+
+
+def test_nothing_is_counted_at_first_sight_behind_the_end():
+    intake = Intake()
+    for _ in range(3):
+        intake.event(event_type=NOISE)
+    intake.rollup.close()
+
+    assert count_of(intake.event(event_type=NOISE)) == 1
+    assert [count_of(record) for record in intake.collect()] == [2]
+
+
+def test_what_no_model_should_hold_comes_to_the_other_function():
+    intake = Intake()
+    for _ in range(3):
+        intake.event(event_type=NOISE)
+    event = make_event(event_type=NOISE)
+    del event.metadata
+
+    assert intake.take("event", event) in (None, DropReason.INVALID)
+    assert sum(map(count_of, intake.collect())) in (2, 3)
+
+
 def test_the_share_can_be_chosen_by_type():
     intake = Intake(sample={"penetration_attempt": 0.5, NOISE: 1})
     attacks = [intake.event(reason=f"{number}") for number in range(5)]

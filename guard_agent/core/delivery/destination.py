@@ -422,6 +422,8 @@ class Destination:
 
 def _by_kind(entries: Mapping[str, Record]) -> list[Chunk]:
     """One chunk per kind, the first to send at the end."""
+    if len({record.kind for record in entries.values()}) == 1:
+        return [list(entries.items())]
     chunks: dict[str, Chunk] = {}
     for entry in entries.items():
         chunks.setdefault(entry[1].kind, []).append(entry)

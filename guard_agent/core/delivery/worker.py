@@ -44,6 +44,10 @@ COMMIT_INTERVAL = 0.05
 _GATHER = 0.4 * COMMIT_INTERVAL
 """Seconds in which records gather to be stored together; the rest is for storing them."""
 _CHUNK = 1_000
+"""Records for one call of a store that outlives the process: each waits for a server or a disk."""
+_STEP = 200
+"""The same for a store in memory, which holds the interpreter all the while."""
+_PAUSE = 0.00005
 _CROWDED = 0.5
 """Share of a store from which on what was merged waits where it is counted."""
 _SLICE = 50
@@ -546,6 +550,8 @@ class Worker:
             while self._ring.waiting:
                 if not await finish(self._take_over(), self._patience):
                     return False
+                if self._ring.waiting:
+                    _breathe()
         return True
 
     def _survives(self) -> bool:
@@ -562,7 +568,7 @@ class Worker:
 
     async def _take_over(self) -> bool:
         """One step of it: take, append, and book; what the store did not promise is still ours."""
-        records = self._ring.take(_CHUNK)
+        records = self._ring.take(_CHUNK if self._survives() else _STEP)
         stored = 0
         try:
             if not self._store_open:
@@ -583,13 +589,18 @@ class Worker:
         if self._store_open and not self._survives():
             await self._count()
         self._unsent += stored
-        # Records linger in the ring before they come to a store in memory, and in the store
-        # otherwise, because there they are safe.
-        gathered = not self._survives() or self._unsent >= self._buffer_size
-        if stored and gathered:
+        if self._unsent and (self._have_gathered() or stored < len(records)):
             self._unsent = 0
             self._set_due()
         return stored >= len(records)
+
+    def _have_gathered(self) -> bool:
+        """Whether what was stored since the last time should be sent."""
+        # Records linger in the ring before they come to a store in memory, and in the store
+        # otherwise, because there they are safe.
+        if self._survives():
+            return self._unsent >= self._buffer_size
+        return self._unsent >= _CHUNK or not self._ring.waiting
 
     async def _count(self) -> None:
         try:
@@ -741,6 +752,16 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
         await event.wait()
     finally:
         timer.cancel()
+
+
+def _breathe() -> None:
+    """
+    Let the application have the interpreter, if it waits for it.
+
+    Giving it up without a pause is not enough: whoever gives it up would be the first to take it
+    again, until the other has waited for 5 ms.
+    """
+    time.sleep(_PAUSE)
 
 
 class _Passes:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from guard_agent.core.intake.glance import GlanceFunction
     from guard_agent.core.interfaces import (
+        AbsorbFunction,
         AggregateFunction,
         Aggregator,
         EncodeFunction,
@@ -170,9 +171,29 @@ class Pipeline:
             return long_way if glance is None else _quick_way(kind, glance.copy, seal, long_way)
         long_way = self._guard(kind, _long_way(kind, aggregator.bind(kind, finish) or finish))
         if glance is None:
-            return long_way
-        merge = aggregator.bind(kind, seal) or seal
-        return self._guard(kind, _quick_way(kind, glance.copy, merge, long_way))
+            take = long_way
+        else:
+            merge = aggregator.bind(kind, seal) or seal
+            take = self._guard(kind, _quick_way(kind, glance.copy, merge, long_way))
+        early = aggregator.bind_early(kind)
+        return take if early is None else self._early_way(kind, early, take)
+
+    def _early_way(self, kind: Kind, absorb: AbsorbFunction, take: TakeFunction) -> TakeFunction:
+        model, inside = _MODELS[kind], self._inside
+
+        def take_unless_absorbed(source: Any) -> Record | DropReason | None:
+            if type(source) is model:
+                before, inside.agent = inside.agent, True
+                try:
+                    if absorb(source.__dict__):
+                        return None
+                except (Exception, SystemExit):  # noqa: BLE001, S110 - a plugin, which has another
+                    pass
+                finally:
+                    inside.agent = before
+            return take(source)
+
+        return take_unless_absorbed
 
     def _guard(self, kind: Kind, take: TakeFunction) -> TakeFunction:
         """``take``, in which code of plugins runs: it may fail, and record things itself."""

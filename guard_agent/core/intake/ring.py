@@ -149,10 +149,10 @@ class Ring:
         with self._lock:
             for priority in reversed(Priority):
                 queue = self._queues[priority]
-                while queue and len(taken) < limit:
-                    record = queue.popleft()
-                    self._queued_bytes[priority] -= len(record.payload)
-                    taken.append(record)
+                count = min(len(queue), limit - len(taken))
+                some = [queue.popleft() for _ in range(count)]
+                self._queued_bytes[priority] -= _size(some)
+                taken += some
             self._taken += len(taken)
         return taken
 
@@ -161,10 +161,9 @@ class Ring:
         with self._lock:
             if len(records) > self._taken:
                 return  # abandoned meanwhile
-            for record in records:
-                self._count -= 1
-                self._taken -= 1
-                self._bytes -= len(record.payload)
+            self._count -= len(records)
+            self._taken -= len(records)
+            self._bytes -= _size(records)
             self._pressed = self._count >= self._wake_records or self._bytes >= self._wake_bytes
             waiters = self._release()
         _call(waiters)
@@ -268,6 +267,10 @@ class Ring:
         waiters = list(self._waiters)
         self._waiters.clear()
         return waiters
+
+
+def _size(records: Sequence[Record]) -> int:
+    return sum([len(record.payload) for record in records])
 
 
 def _call(waiters: Iterable[Callable[[], object]]) -> None:

@@ -52,9 +52,9 @@ from guard_agent.testing.records import make_context
 from guard_agent.testing.transports import RecordingTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
-    from guard_agent import AggregateFunction, EncodeFunction, EnrichFunction
+    from guard_agent import AbsorbFunction, AggregateFunction, EncodeFunction, EnrichFunction
 
 _KINDS: tuple[Kind, ...] = ("event", "metric")
 _MODELS: dict[Kind, type[SecurityEvent | SecurityMetric]] = {
@@ -576,6 +576,21 @@ class Intake:
             return result
 
         return take
+
+    def bind_early(self, kind: Kind) -> AbsorbFunction | None:
+        """The same for what it absorbs at first sight."""
+        function = self.aggregator.bind_early(kind)
+        if function is None:
+            return None
+        self._roots.append(function)
+
+        def absorb(values: Mapping[str, Any]) -> bool:
+            absorbed = function(values)
+            if absorbed:
+                self.results.append(None)
+            return absorbed
+
+        return absorb
 
     def take(self, kind: Kind, source: object) -> Record | DropReason | None:
         """As an application reports it; an exception is noted, and the record goes past it."""

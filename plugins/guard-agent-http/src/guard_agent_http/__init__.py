@@ -2,7 +2,7 @@
 Delivery over HTTP: the transport ``http``.
 
 `CollectorClient` is for other plugins that talk to the same collector, such as the one that polls
-for rules; `HttpClient` for those that talk to any other server.
+for rules; `HttpClient` for those that talk to any other server, and `gzip` for their bodies.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from guard_agent import hookimpl
 from guard_agent_http import signing
 from guard_agent_http.answers import Answer, describe, parse_retry_after, status_verdict
 from guard_agent_http.client import CollectorClient, HttpClient
+from guard_agent_http.compression import gzip
 from guard_agent_http.encryption import Cipher
 from guard_agent_http.resolver import ThreadResolver
 from guard_agent_http.settings import CollectorSettings, ConnectionSettings, header_value
@@ -27,6 +28,7 @@ __all__ = [
     "HttpTransport",
     "ThreadResolver",
     "describe",
+    "gzip",
     "header_value",
     "parse_retry_after",
     "signing",

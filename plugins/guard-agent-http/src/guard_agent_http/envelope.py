@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from guard_agent_http.encryption import Cipher
 
 _ANY_BATCH_ID = "0" * 32
+# What stands before the records of a kind, and behind them: as long for each.
+_LISTS: dict[Kind, tuple[bytes, bytes]] = {
+    "event": (b'"events":[', b'],"metrics":[]'),
+    "metric": (b'"events":[],"metrics":[', b"]"),
+}
+_SEALED_AROUND = len(b"{" + b"".join(_LISTS["event"]) + b"}")
 
 
 class Envelope(Protocol):
@@ -48,32 +54,31 @@ class PlainEnvelope:
         return limit - self.size(0)
 
     def size(self, content: int) -> int:
-        now = get_current_timestamp()
-        return content + len(self._wrap("event", b"", _ANY_BATCH_ID, now, compressed=False))
+        before, behind = self._around(
+            "event", _ANY_BATCH_ID, get_current_timestamp(), compressed=False
+        )
+        return len(before) + content + len(behind)
 
     def wrap(self, batch: Batch, *, compressed: bool) -> bytes:
-        return self._wrap(
-            batch.kind, batch.join(), batch.id, get_current_timestamp(), compressed=compressed
-        )
+        around = self._around(batch.kind, batch.id, get_current_timestamp(), compressed=compressed)
+        return _enclose(batch, *around)
 
-    def _wrap(
-        self, kind: Kind, records: bytes, batch_id: str, created_at: datetime, *, compressed: bool
-    ) -> bytes:
+    def _around(
+        self, kind: Kind, batch_id: str, created_at: datetime, *, compressed: bool
+    ) -> tuple[bytes, bytes]:
+        before, behind = _LISTS[kind]
         moment = created_at.isoformat(timespec="microseconds").replace("+00:00", "Z")
-        return b"".join(
-            [
-                self._head,
-                b",",
-                _lists(kind, records),
-                b',"batch_id":',
-                orjson.dumps(batch_id),
-                b',"created_at":',
-                orjson.dumps(moment),
-                b',"compressed":',
-                b"true" if compressed else b"false",
-                self._tail,
-            ]
-        )
+        about = [
+            behind,
+            b',"batch_id":',
+            orjson.dumps(batch_id),
+            b',"created_at":',
+            orjson.dumps(moment),
+            b',"compressed":',
+            b"true" if compressed else b"false",
+            self._tail,
+        ]
+        return self._head + b"," + before, b"".join(about)
 
 
 class SealedEnvelope:
@@ -94,17 +99,15 @@ class SealedEnvelope:
 
     def room(self, limit: int) -> int:
         outside = len(self._wrap(b"", _ANY_BATCH_ID))
-        return plain_room(limit - outside) - len(self._inside("event", b""))
+        return plain_room(limit - outside) - _SEALED_AROUND
 
     def size(self, content: int) -> int:
-        inside = content + len(self._inside("event", b""))
-        return sealed_size(inside) + len(self._wrap(b"", _ANY_BATCH_ID))
+        return sealed_size(content + _SEALED_AROUND) + len(self._wrap(b"", _ANY_BATCH_ID))
 
     def wrap(self, batch: Batch, *, compressed: bool) -> bytes:  # noqa: ARG002 - not in this form
-        return self._wrap(self._cipher.seal(self._inside(batch.kind, batch.join())), batch.id)
-
-    def _inside(self, kind: Kind, records: bytes) -> bytes:
-        return b"{" + _lists(kind, records) + b"}"
+        before, behind = _LISTS[batch.kind]
+        inside = _enclose(batch, b"{" + before, behind + b"}")
+        return self._wrap(self._cipher.seal(inside), batch.id)
 
     def _wrap(self, payload: bytes, batch_id: str) -> bytes:
         return b"".join(
@@ -118,9 +121,12 @@ class SealedEnvelope:
         )
 
 
-def _lists(kind: Kind, records: bytes) -> bytes:
-    events, metrics = (records, b"") if kind == "event" else (b"", records)
-    return b'"events":[' + events + b'],"metrics":[' + metrics + b"]"
+def _enclose(batch: Batch, before: bytes, behind: bytes) -> bytes:
+    """The records with commas between them, in one copy: a body is large."""
+    payloads = [record.payload for record in batch.records] or [b""]
+    payloads[0] = before + payloads[0]
+    payloads[-1] += behind
+    return b",".join(payloads)
 
 
 def _versions(config: AgentConfig) -> bytes:

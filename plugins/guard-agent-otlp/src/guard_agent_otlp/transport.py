@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import logging
 from typing import TYPE_CHECKING, Any
 
 from guard_agent import Accepted, Batch, Paused, PluginContext, Retry, TooLarge, Transport
 from guard_agent import __version__ as version
-from guard_agent_http import Answer, HttpClient
+from guard_agent_http import Answer, HttpClient, gzip
 from guard_agent_otlp.answers import verdict
 from guard_agent_otlp.encoding import JsonEncoding, ProtobufEncoding
 from guard_agent_otlp.records import log_record, status_record
@@ -28,7 +27,6 @@ _SCOPE = {"name": "guard_agent", "version": version}
 _GROWTH = 4
 # Translating is pure Python; in between, other threads get the interpreter.
 _AT_ONCE = 32
-_GZIP_LEVEL = 1
 # Shorter ones are no secrets, and blotting them out would make messages unreadable.
 _SHORTEST_SECRET = 6
 
@@ -112,7 +110,7 @@ class OtlpTransport(Transport):
     async def _post(self, body: bytes) -> Answer | Retry | Paused:
         headers = {"Content-Type": self._encoding.content_type}
         if self._compress and len(body) >= self._threshold:
-            body = gzip.compress(body, _GZIP_LEVEL, mtime=0)
+            body = gzip(body)
             headers["Content-Encoding"] = "gzip"
         return await self._client.request("POST", "", body=body, headers=headers)
 

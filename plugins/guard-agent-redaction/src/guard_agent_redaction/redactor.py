@@ -118,13 +118,18 @@ class Redactor:
 
     def keeps(self, texts: Sequence[str]) -> bool:
         """Whether nothing in any of ``texts`` is redacted."""
-        if not self._patterns:
-            together = "\n".join(texts)
-            if len(together) <= MAX_SIZE:
-                look = look_at(together)
-                if look == PLAIN or (look == PAIRS and self._pairs.are_harmless(together)):
-                    return True
-        return all(self._keeps(text) for text in texts)
+        if self._patterns:
+            return all(self._keeps(text) for text in texts)
+        together = "\n".join(texts)
+        if len(together) <= MAX_SIZE:
+            look = look_at(together)
+            if look == PLAIN or (look == PAIRS and self._pairs.are_harmless(together)):
+                return True
+        if len(texts) == 1:
+            return self._keeps(texts[0])
+        # Nearly always one of them is the reason.
+        half = len(texts) // 2
+        return self.keeps(texts[:half]) and self.keeps(texts[half:])
 
     def _keeps(self, text: str) -> bool:
         self._budget.renew()
