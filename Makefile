@@ -33,7 +33,7 @@ space := $(empty) $(empty)
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter of .venv (run 'make clean' before changing it);"
 	@echo "  JOBS=4 the number of test processes; ARGS='-k redaction' goes to pytest."

@@ -1,5 +1,6 @@
 """
-Writes the tables of docs/reference from the code: settings, models, commands and error codes.
+Writes the tables of docs/reference from the code: settings, those of plugins too, models, commands
+and error codes.
 
 ``python docs/generate.py`` writes them; tests/test_docs_site.py says when that has to
 be done again.
@@ -92,11 +93,11 @@ def settings_page() -> str:
 
 def plugins_page() -> str:
     parts: list[str] = []
-    for distribution, name, module in entry_points():
+    for origin, name, module in entry_points():
         for seam in SEAMS:
             hook = getattr(import_module(module), seam.hook, None)
             for cls in hook() if hook is not None else ():
-                parts += ["", f"## {name}", "", f"{seam.kind.capitalize()} of {distribution}."]
+                parts += ["", f"## {name}", "", f"{seam.kind.capitalize()}{origin}."]
                 parts += ["", *table(cls.Settings)] if cls.Settings.model_fields else [" None."]
     return page(
         "Settings of the plugins",
@@ -108,16 +109,15 @@ def plugins_page() -> str:
 
 
 def entry_points() -> Iterator[tuple[str, str, str]]:
-    """Distribution, name and module of every plugin in this repository, built-in ones first."""
+    """Where it is from, name and module of every plugin here, built-in ones first."""
     for path in [ROOT / "pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))]:
         project = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(
             path.read_text(encoding="utf-8")
         )["project"]
         for name, module in project.get("entry-points", {}).get("guard_agent", {}).items():
-            distribution = project["name"]
-            if distribution != "guard-agent":
-                distribution = f"[{distribution}](../../plugins/{distribution}/README.md)"
-            yield distribution, name, module
+            own = project["name"]
+            link = f" of [{own}](../../plugins/{own}/README.md)"
+            yield ", built in" if own == "guard-agent" else link, name, module
 
 
 def models_page() -> str:
@@ -290,7 +290,8 @@ def errors_page() -> str:
         "Error codes",
         "Every problem that the agent finds in its configuration or its plugins has a code, which "
         "never changes its meaning. `guard-agent explain CODE` says the same. Problems are shown "
-        "together, and the command ends with 78.",
+        "together; a command ends with 78 when nothing can run, with 1 when only a plugin is left "
+        "out.",
         *parts[1:],
     )
 

@@ -93,7 +93,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    from mkdocs.structure.files import File  # noqa: PLC0415 - the tests have no mkdocs - the tests do without mkdocs
+    from mkdocs.structure.files import File  # noqa: PLC0415 - the tests have no mkdocs
 
     for path, page in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))

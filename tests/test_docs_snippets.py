@@ -279,7 +279,22 @@ def check_pip(arguments: list[str]) -> None:
             assert name in extras, word
             assert not extra or extra in extras[name], word
         else:
-            assert re.fullmatch(r"[a-zA-Z][\w.-]*", word), word
+            assert re.fullmatch(r"[a-zA-Z][\w.-]*(; .+)?", word), word
+
+
+def test_without_make_the_same_is_installed():
+    """The lines for those who have no make name every distribution, and every tool of it."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    tools = dict(re.findall(r"^(BUILD_TOOLS|TOOLS) := (.+)$", makefile, re.MULTILINE))
+    (block,) = (text for language, text in blocks("CONTRIBUTING.md") if "pip install -c" in text)
+    ours, others = (shlex.split(line)[4:] for line in lines_of("bash", block))
+
+    folders = {
+        path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("p*/*/pyproject.toml")
+    }
+    assert {word for word in ours if word != "-e"} == {".", *folders}
+    wanted = tools["TOOLS"].replace("$(BUILD_TOOLS)", tools["BUILD_TOOLS"])
+    assert sorted(others) == sorted(shlex.split(wanted))
 
 
 @pytest.mark.parametrize("page", list(map(name_of, PAGES)))

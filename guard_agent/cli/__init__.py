@@ -1,9 +1,9 @@
 """
 The command ``guard-agent``: what is installed, what would run, what waits, and what is wrong.
 
-Each command is a module of this package with an attribute ``command``, imported when it is asked
-for. It ends with 0, with 1 when it found a problem, with 2 when it was called wrongly, and with 78
-(``EX_CONFIG``) when the configuration is wrong.
+Each command is a module of `guard_agent.cli.commands` with an attribute ``command``; beside them is
+what several of them use. A command ends with 0, with 1 when it found a problem, with 2 when it was
+called wrongly, and with 78 (``EX_CONFIG``) when the configuration is wrong.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import click
 from guard_agent import __version__
 from guard_agent.cli.installed import InstalledCommands
 
-_COMMANDS = {
-    "plugins": "guard_agent.cli.plugins",
-    "plan": "guard_agent.cli.plan",
-    "check": "guard_agent.cli.check",
-    "config": "guard_agent.cli.config",
-    "send": "guard_agent.cli.send",
-    "tail": "guard_agent.cli.tail",
-    "store": "guard_agent.cli.store",
-    "doctor": "guard_agent.cli.doctor",
-    "explain": "guard_agent.cli.explain",
-    "new": "guard_agent.cli.new",
-}
+_COMMANDS = (
+    "plugins",
+    "plan",
+    "check",
+    "config",
+    "send",
+    "tail",
+    "store",
+    "doctor",
+    "explain",
+    "new",
+)
 
 
 class _Commands(InstalledCommands):
@@ -37,10 +37,10 @@ class _Commands(InstalledCommands):
         return [*_COMMANDS, *(n for n in super().list_commands(ctx) if n not in _COMMANDS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
+        if cmd_name not in _COMMANDS:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = importlib.import_module(module).command
+        module = importlib.import_module(f"guard_agent.cli.commands.{cmd_name}")
+        command: click.Command = module.command
         return command
 
 

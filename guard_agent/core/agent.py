@@ -45,7 +45,7 @@ from guard_agent.core.rules.keeper import RuleKeeper, cache_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from guard_agent.core.assembly.composition import Plan
+    from guard_agent.core.assembly.plan import Plan
     from guard_agent.core.config import AgentConfig
     from guard_agent.core.interfaces import Aggregator, Kind
     from guard_agent.core.ledger import Balance

@@ -102,8 +102,12 @@ class AgentConfig(BaseModel):
     )
 
     # How much to keep.
-    max_buffer_records: int = Field(default=10_000, ge=1, description="Hard bound in records")
-    max_buffer_bytes: int = Field(default=8 * 1024 * 1024, ge=65_536, description="Hard bound")
+    max_buffer_records: int = Field(
+        default=10_000, ge=1, description="Most records that wait for the store"
+    )
+    max_buffer_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=65_536, description="Most payload bytes that wait for the store"
+    )
     buffer_overflow_policy: Literal["drop", "block", "raise"] = Field(
         default="drop",
         description=(

@@ -169,6 +169,7 @@ class Paused:
 
 
 SendResult: TypeAlias = Accepted | Partial | Retry | Reject | TooLarge | Paused
+"""What `Transport.send` returns: nothing else than these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,7 @@ class RuleSet:
 
 
 FetchResult: TypeAlias = RuleSet | Unchanged | Retry | Paused
+"""What `RuleSource.fetch` returns: nothing else than these."""
 
 
 # --- plugins --------------------------------------------------------------------------------------
@@ -590,6 +592,7 @@ class Stage(IntEnum):
 
 
 EnrichFunction: TypeAlias = Callable[[Fields], Fields | None]
+"""What `Enricher.bind` makes: returns the fields of the record, or None to drop it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -651,8 +654,10 @@ EncodeFunction: TypeAlias = "Callable[[Fields], Record | DropReason]"
 """Enriches, redacts and encodes; answers with the record, or with why there is none."""
 
 AggregateFunction: TypeAlias = "Callable[[Fields], Record | DropReason | None]"
+"""What `Aggregator.bind` makes: as `EncodeFunction`, or None for a record that it absorbed."""
 
 AbsorbFunction: TypeAlias = "Callable[[Mapping[str, Any]], bool]"
+"""What `Aggregator.bind_early` makes: whether it has absorbed the record."""
 
 
 class Aggregated(NamedTuple):

@@ -33,6 +33,7 @@ class DropReason(str, Enum):
     ENRICHER_FAILED = "enricher_failed"
     """A redactor or sealer raised; nothing half processed leaves."""
     UNENCODABLE = "unencodable"
+    """JSON cannot carry it, also after all that is foreign was taken out."""
     TOO_LARGE = "too_large"
     """More than 64 KiB after everything that can be cut was cut."""
     OVERFLOW = "overflow"

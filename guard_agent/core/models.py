@@ -70,7 +70,7 @@ class DynamicRules(BaseModel):
     rule_id: str = Field(default="default-rule", description="Identity of the rule set")
     version: int = Field(default=1, description="Grows with every change")
     timestamp: datetime = Field(default_factory=_now, description="When it was made or changed")
-    expires_at: datetime | None = Field(default=None, description="When it stops to hold")
+    expires_at: datetime | None = Field(default=None, description="Until when it is in force")
     ttl: int = Field(default=300, description="Seconds after which to ask again")
 
     ip_blacklist: list[str] = Field(default_factory=list, description="Addresses to ban")
@@ -94,16 +94,25 @@ class DynamicRules(BaseModel):
         default_factory=list, description="Further regular expressions of attacks"
     )
 
-    enable_penetration_detection: bool | None = Field(default=None, description="Override")
-    enable_ip_banning: bool | None = Field(default=None, description="Override")
-    enable_rate_limiting: bool | None = Field(default=None, description="Override")
+    enable_penetration_detection: bool | None = Field(
+        default=None, description="Detect attacks, or not; as the app has it when null"
+    )
+    enable_ip_banning: bool | None = Field(
+        default=None, description="Ban addresses, or not; as the app has it when null"
+    )
+    enable_rate_limiting: bool | None = Field(
+        default=None, description="Limit rates, or not; as the app has it when null"
+    )
     auto_ban_threshold: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Override"
+        default=None, description="Suspicious requests before a ban, in place of the app's own"
     )
     auto_ban_duration: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Override, in seconds"
+        default=None, description="Length of an automatic ban in seconds, in place of the app's own"
     )
-    enable_rate_limit_auto_ban: bool | None = Field(default=None, description="Override")
+    enable_rate_limit_auto_ban: bool | None = Field(
+        default=None,
+        description="Ban who exceeds a rate limit, or not; as the app has it when null",
+    )
 
     emergency_mode: bool = Field(default=False, description="Lock the app down")
     emergency_whitelist: list[str] = Field(
@@ -146,8 +155,8 @@ class AgentStatus(BaseModel):
     """Of every rule source: what is in force, how old that is, whether it is ``stale``."""
     destinations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """
-    The books of each: accepted, delivered, dropped by reason, buried, merged, pending,
-    pending_bytes, oldest_seconds, requests, failures, breaker, last_error.
+    The books of each: accepted, delivered, dropped by reason, buried, merged, dead_letters,
+    pending, pending_bytes, oldest_seconds, requests, failures, breaker, last_error.
     """
 
 

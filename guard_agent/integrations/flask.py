@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from guard_agent import AgentConfig
 from guard_agent.client import SyncGuardAgentHandler
-from guard_agent.core.config import AgentConfig
 
 if TYPE_CHECKING:
     from flask import Flask

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from guard_agent.client import start_agent, stop_agent
 
 if TYPE_CHECKING:
-    from guard_agent.core.config import AgentConfig
+    from guard_agent import AgentConfig
 
 __all__ = ["run_until_stopped"]
 

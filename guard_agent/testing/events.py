@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from guard_agent import AgentConfig, Kind, Record
-    from guard_agent.core.assembly.composition import Plan
+    from guard_agent.core.assembly.plan import Plan
 
 _NAME = "guard_events"
 _PATIENCE = 30.0

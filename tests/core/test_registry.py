@@ -15,6 +15,7 @@ import pytest
 import guard_agent
 from guard_agent import Accepted, Transport, hookimpl
 from guard_agent.core.assembly.codes import CODES
+from guard_agent.core.assembly.inspection import SEAMS
 from guard_agent.core.assembly.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -175,7 +176,7 @@ def test_ga101_unknown_name_without_a_similar_one_suggests_a_distribution():
 def test_ga101_says_so_when_the_built_in_plugins_are_missing_too():
     (problem,) = Registry().load("zookeeper").problems
 
-    assert "in a checkout run 'pip install .' first" in problem.fix
+    assert "in a checkout install it first" in problem.fix
 
 
 @pytest.mark.parametrize("name", ["", "http/", "../evil", "a b", "--index-url=x"])
@@ -437,3 +438,7 @@ def test_every_code_in_use_is_explained_and_every_explained_code_is_in_use():
     }
 
     assert used == set(CODES)
+
+
+def test_the_hooks_that_a_code_lists_are_all_there_are():
+    assert set(re.findall(r"guard_agent_\w+", CODES["GA104"].fix)) == {seam.hook for seam in SEAMS}

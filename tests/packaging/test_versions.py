@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import guard_agent
+from guard_agent.cli.commands.doctor import _FIRST_PARTY
 
 HOOKS = (
     "guard_agent_transports",
@@ -130,6 +131,10 @@ def test_the_distributions_ask_for_each_other_from_4_on(distributions):
 
     assert len(asked) >= len(distributions)
     assert asked == dict.fromkeys(asked, SpecifierSet(">=4.0.0.dev0,<5"))
+
+
+def test_the_doctor_compares_the_versions_of_all_that_are_here(plugins):
+    assert set(_FIRST_PARTY) == plugins.keys()
 
 
 def test_every_plugin_asks_for_the_core(plugins):

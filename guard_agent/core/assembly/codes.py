@@ -46,7 +46,7 @@ _CODES = {
         "A function is marked with @hookimpl, but there is no hook of that name.",
         "Nothing would ever call it, so what it offers would be missing silently.",
         "For its author: rename it to guard_agent_transports, guard_agent_buffer_stores, "
-        "guard_agent_rule_sources or guard_agent_enrichers.",
+        "guard_agent_rule_sources, guard_agent_enrichers or guard_agent_aggregators.",
     ),
     "GA105": Explanation(
         "A function is named like a hook but is not marked with @hookimpl.",
@@ -106,7 +106,7 @@ _CODES = {
     "GA115": Explanation(
         "There are settings for a plugin that is not in use.",
         "They have no effect. Often the section is misspelt, or the plugin was meant to be used.",
-        "Rename or remove it, or name the plugin in enrichers, store, transports or rules.",
+        "Rename or remove it, or name the plugin in enrichers, store, transports, rules or rollup.",
     ),
     "GA116": Explanation(
         "A plugin cannot be constructed with its settings.",

@@ -23,7 +23,7 @@ from guard_agent.core.assembly.inspection import (
     TRANSPORT,
     Seam,
 )
-from guard_agent.core.assembly.plan import ADOPTING, Components, Plan, Step, construct, stage_of
+from guard_agent.core.assembly.plan import ADOPTING, Plan, Step, construct, stage_of
 from guard_agent.core.assembly.problems import (
     describe_exception,
     describe_invalid,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
     from guard_agent.core.config import AgentConfig
     from guard_agent.core.interfaces import Plugin
-
-__all__ = ["WARNINGS", "Components", "Plan", "Step", "compose", "compose_store"]
 
 logger = logging.getLogger("guard_agent.composition")
 
@@ -282,7 +280,7 @@ class _Composer:
                     "GA115",
                     f"{where}: no plugin {section!r} is in use{guess}",
                     f"rename or remove the section, or name {section!r} in enrichers, store, "
-                    "transports or rules",
+                    "transports, rules or rollup",
                     fatal=False,
                 )
 

@@ -221,7 +221,7 @@ class Registry:
         if not any(p.is_built_in for p in (*self.providers, *self.disabled)):
             fix += (
                 "; guard-agent itself is not installed either, so even its own plugins are "
-                "missing: in a checkout run 'pip install .' first"
+                "missing: in a checkout install it first, as README.md says"
             )
         return Problem("GA101", message, fix)
 

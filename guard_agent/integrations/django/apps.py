@@ -5,8 +5,8 @@ from __future__ import annotations
 from django.apps import AppConfig
 from django.conf import settings
 
+from guard_agent import AgentConfig
 from guard_agent.client import SyncGuardAgentHandler
-from guard_agent.core.config import AgentConfig
 
 __all__ = ["GuardAgentAppConfig"]
 

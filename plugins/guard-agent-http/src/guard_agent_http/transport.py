@@ -17,10 +17,11 @@ from guard_agent import (
 )
 from guard_agent_http import signing
 from guard_agent_http.answers import Answer, delivery_verdict, parse_retry_after
-from guard_agent_http.client import DEFAULT_ANSWER_BYTES, CollectorClient, CollectorSettings
+from guard_agent_http.client import DEFAULT_ANSWER_BYTES, CollectorClient
 from guard_agent_http.compression import gzip
 from guard_agent_http.encryption import Cipher
 from guard_agent_http.envelope import Envelope, PlainEnvelope, SealedEnvelope
+from guard_agent_http.settings import CollectorSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

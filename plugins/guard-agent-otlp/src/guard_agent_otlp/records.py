@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from uuid import uuid4
 
 import orjson
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from guard_agent import AgentStatus, Record
-    from guard_agent_otlp.settings import Severity
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+
+Severity: TypeAlias = Literal["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
 
 SEVERITY_NUMBERS: Mapping[Severity, int] = {
     "TRACE": 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
@@ -11,13 +11,12 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from guard_agent import check_endpoint
 from guard_agent_http import ConnectionSettings, header_value
 from guard_agent_otlp.encoding import load_protobuf
+from guard_agent_otlp.records import Severity
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 LOGS_PATH = "/v1/logs"
-
-Severity: TypeAlias = Literal["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110, section 5.6.2
 # What the transport itself says of its requests.

@@ -29,7 +29,11 @@ _MODULE = "guard_agent"
 _OWNER = "guard-agent"
 _ALIAS = "fastapi-guard-agent"
 """Carries no code since 4.0; before that it shipped the module itself."""
-_FIRST_PARTY = ("guard-agent-http", "guard-agent-redaction", "guard-agent-polling")
+_FIRST_PARTY = (
+    *("guard-agent-http", "guard-agent-redaction", "guard-agent-polling"),
+    *("guard-agent-redis", "guard-agent-otlp", "guard-agent-collector"),
+)
+"""What has the version of the core, because it comes from the same repository."""
 _MODULES_OF_3 = ("buffer.py", "transport.py", "utils.py", "encryption.py", "protocols.py")
 _WORKER_VARIABLES = ("WEB_CONCURRENCY", "GUNICORN_CMD_ARGS", "UWSGI_PROCESSES")
 _OLDEST_SQLITE = (3, 38)
@@ -88,7 +92,8 @@ def _owners(distributions: Sequence[Distribution]) -> Iterator[Finding]:
             "module",
             "failed",
             f"{_MODULE} is imported from {here}, and no installed distribution owns it: its "
-            "plugins cannot be found; run 'pip install .' there, or leave that folder",
+            "plugins cannot be found; install it as README.md there says, or "
+            "leave that folder",
         )
     elif len(owners) > 1 and names == {_OWNER}:
         yield Finding(

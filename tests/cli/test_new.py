@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from guard_agent.cli import main
-from guard_agent.cli.new import _CONTRACT_VERSION
+from guard_agent.cli.commands.new import _CONTRACT_VERSION
 from guard_agent.testing.contracts import CONTRACT_VERSION
 
 
