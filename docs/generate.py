@@ -36,7 +36,7 @@ from guard_agent import (
 from guard_agent.cli import main
 from guard_agent.core.assembly.codes import CODES
 from guard_agent.core.assembly.inspection import SEAMS
-from guard_agent.core.ledger import DropReason
+from guard_agent.core.interfaces import DropReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         BufferStore,
         DeadLetter,
         DestinationDepth,
+        DropReason,
         EncodeFunction,
         Enricher,
         EnrichFunction,
@@ -151,6 +152,7 @@ __all__ = [
     "LEASE_SHARE",
     "share_out",
     "DestinationDepth",
+    "DropReason",
     "DeadLetter",
     "HostRedis",
     "Level",
@@ -175,8 +177,8 @@ _HOMES = {
     "guard_agent.core.host_redis": "HostRedis",
     "guard_agent.core.interfaces": (
         "LEASE_SHARE AbsorbFunction Accepted Aggregated AggregateFunction Aggregator Appended "
-        "Batch BufferStore DeadLetter DestinationDepth EncodeFunction Enricher EnrichFunction "
-        "FetchResult Fields Kind Lease Level Partial Paused Peeked PluginContext "
+        "Batch BufferStore DeadLetter DestinationDepth DropReason EncodeFunction Enricher "
+        "EnrichFunction FetchResult Fields Kind Lease Level Partial Paused Peeked PluginContext "
         "PluginSettings Priority Record Reject Retry RuleSet RuleSource SendResult Stage "
         "TextRules TooLarge Transport Unchanged"
     ),

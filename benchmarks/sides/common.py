@@ -95,10 +95,6 @@ def metric_fields(number: int) -> dict[str, Any]:
     }
 
 
-def json_text(fields: dict[str, Any]) -> str:
-    return json.dumps(fields, default=str, separators=(",", ":"))
-
-
 def settle() -> None:
     """Leave what exists out of the garbage collections that follow."""
     gc.collect()

@@ -34,8 +34,8 @@ from guard_agent.core.intake.leftovers import Leftovers
 from guard_agent.core.intake.pipeline import Pipeline
 from guard_agent.core.intake.priority import EventPriorities
 from guard_agent.core.intake.ring import Ring
-from guard_agent.core.interfaces import Aggregated, DestinationDepth, Level, Record
-from guard_agent.core.ledger import DropReason, Ledger
+from guard_agent.core.interfaces import Aggregated, DestinationDepth, DropReason, Level, Record
+from guard_agent.core.ledger import Ledger
 from guard_agent.core.models import AgentStatus
 from guard_agent.core.processes import ProcessHooks
 from guard_agent.core.reentry import mark

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from guard_agent.core.config import AgentConfig
     from guard_agent.core.host_redis import HostRedis
-    from guard_agent.core.ledger import DropReason
     from guard_agent.core.models import AgentStatus
 
 Kind: TypeAlias = Literal["event", "metric"]
@@ -56,6 +55,31 @@ class Priority(IntEnum):
     DIAGNOSTIC = 1
     CHANGE = 2
     ATTACK = 3
+
+
+class DropReason(str, Enum):
+    """Why a record was given up."""
+
+    INVALID = "invalid"
+    """Not an event or metric at all."""
+    FILTERED = "filtered"
+    """An enricher returned None."""
+    ENRICHER_FAILED = "enricher_failed"
+    """A redactor or sealer raised; nothing half processed leaves."""
+    UNENCODABLE = "unencodable"
+    """JSON cannot carry it, also after all that is foreign was taken out."""
+    TOO_LARGE = "too_large"
+    """More than 64 KiB after everything that can be cut was cut."""
+    OVERFLOW = "overflow"
+    """A bound was reached."""
+    STOPPED = "stopped"
+    """Sent to an agent that was stopped."""
+    INTERNAL = "internal"
+    """Caused by the agent's own work, such as an instrumented HTTP client."""
+    STORE_RESET = "store_reset"
+    """Was in a store that lost what it held: its file was corrupt, its server was emptied."""
+    SHUTDOWN = "shutdown"
+    """Still in a store that does not outlive the process when the agent stopped."""
 
 
 class Record(NamedTuple):

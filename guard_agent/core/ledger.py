@@ -14,38 +14,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from guard_agent.core.interfaces import Aggregated
+from guard_agent.core.interfaces import Aggregated, DropReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-class DropReason(str, Enum):
-    """Why a record was given up."""
-
-    INVALID = "invalid"
-    """Not an event or metric at all."""
-    FILTERED = "filtered"
-    """An enricher returned None."""
-    ENRICHER_FAILED = "enricher_failed"
-    """A redactor or sealer raised; nothing half processed leaves."""
-    UNENCODABLE = "unencodable"
-    """JSON cannot carry it, also after all that is foreign was taken out."""
-    TOO_LARGE = "too_large"
-    """More than 64 KiB after everything that can be cut was cut."""
-    OVERFLOW = "overflow"
-    """A bound was reached."""
-    STOPPED = "stopped"
-    """Sent to an agent that was stopped."""
-    INTERNAL = "internal"
-    """Caused by the agent's own work, such as an instrumented HTTP client."""
-    STORE_RESET = "store_reset"
-    """Was in a store that lost what it held: its file was corrupt, its server was emptied."""
-    SHUTDOWN = "shutdown"
-    """Still in a store that does not outlive the process when the agent stopped."""
 
 
 @dataclass(slots=True)

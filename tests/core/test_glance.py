@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from guard_agent import Enricher, PluginSettings, SecurityEvent, SecurityMetric, Stage, TextRules
 from guard_agent.core.intake.glance import MAX_NAMES, MAX_NESTED, MAX_TEXT, MAX_UNKNOWN, Glance
 from guard_agent.core.intake.pipeline import Pipeline
-from guard_agent.core.ledger import DropReason
+from guard_agent.core.interfaces import DropReason
 from guard_agent.core.reentry import mark
 from guard_agent.plugins.truncate import TruncateEnricher
 from guard_agent.testing.corpus import SECRET, secret_records

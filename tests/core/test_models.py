@@ -14,7 +14,7 @@ from guard_agent import (
     SecurityMetric,
     get_current_timestamp,
 )
-from guard_agent.core.intake.priority import event_priority
+from guard_agent.core.intake.priority import EventPriorities
 from guard_agent.core.interfaces import Priority
 
 MOMENT = datetime(2026, 5, 4, 3, 2, 1, tzinfo=timezone.utc)
@@ -197,7 +197,7 @@ def test_the_engine_itself_can_mute_them(monkeypatch, caplog):
 
 @pytest.mark.parametrize("event_type", EVENT_TYPES)
 def test_what_was_blocked_outranks_what_is_noise(event_type):
-    assert event_priority(event_type) > event_priority("security_headers_applied")
+    assert EventPriorities().of(event_type) > EventPriorities().of("security_headers_applied")
 
 
 @pytest.mark.parametrize(
@@ -213,4 +213,4 @@ def test_what_was_blocked_outranks_what_is_noise(event_type):
     ],
 )
 def test_priorities(event_type, priority):
-    assert event_priority(event_type) is priority
+    assert EventPriorities().of(event_type) is priority

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from guard_agent import Enricher, PluginSettings, Priority, Record, SecurityEvent, Stage
 from guard_agent.core.intake.pipeline import MAX_RECORD_BYTES, Pipeline
 from guard_agent.core.intake.snapshot import MAX_TEXT, NON_FINITE, TRUNCATED
-from guard_agent.core.ledger import DropReason
+from guard_agent.core.interfaces import DropReason
 from guard_agent.testing.records import make_context, make_event, make_metric
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")

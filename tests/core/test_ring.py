@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from guard_agent import Priority
 from guard_agent.core.intake.ring import Ring
-from guard_agent.core.ledger import DropReason, Ledger
+from guard_agent.core.interfaces import DropReason
+from guard_agent.core.ledger import Ledger
 from guard_agent.testing.records import make_record
 
 METRIC, DIAGNOSTIC, CHANGE, ATTACK = Priority

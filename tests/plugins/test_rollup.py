@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from guard_agent import Aggregated, Enricher, PluginSettings, Record, SecurityMetric, Stage
 from guard_agent.core.intake.pipeline import Pipeline
-from guard_agent.core.ledger import DropReason
+from guard_agent.core.interfaces import DropReason
 from guard_agent.plugins import rollup
 from guard_agent.plugins.rollup import Rollup, RollupSettings
 from guard_agent.testing.records import make_context, make_event, make_metric

@@ -16,7 +16,7 @@ import pytest
 from guard_agent import AgentConfig, Enricher, Record, SecurityMetric, Stage, SyncGuardAgentHandler
 from guard_agent.client import _process
 from guard_agent.core.intake.pipeline import Pipeline
-from guard_agent.core.ledger import DropReason
+from guard_agent.core.interfaces import DropReason
 from guard_agent.testing.collector import Answer
 from guard_agent.testing.records import make_context, make_event
 from guard_agent.testing.redis_server import RedisServer

@@ -167,6 +167,7 @@ class Plan:
     def names(self) -> dict[str, list[str]]:
         """What is in use, each with its distribution, in the order of execution."""
         parts = {
+            "aggregator": () if self.aggregator is None else (self.aggregator,),
             "enrichers": self.enrichers,
             "store": (self.store,),
             "transports": self.transports,
@@ -231,13 +232,17 @@ def _try_to_aggregate(aggregator: Aggregator) -> None:
         raise NotImplementedError
 
     for kind in get_args(Kind):
-        function: object = aggregator.bind(kind, encode)
-        if function is not None and (
-            not callable(function) or inspect.iscoroutinefunction(function)
-        ):
-            got = "an async function" if callable(function) else type(function).__name__
-            msg = f"bind({kind!r}) returned {got}, not a plain function or None"
-            raise TypeError(msg)
+        functions: dict[str, object] = {
+            "bind": aggregator.bind(kind, encode),
+            "bind_early": aggregator.bind_early(kind),
+        }
+        for name, function in functions.items():
+            if function is not None and (
+                not callable(function) or inspect.iscoroutinefunction(function)
+            ):
+                got = "an async function" if callable(function) else type(function).__name__
+                msg = f"{name}({kind!r}) returned {got}, not a plain function or None"
+                raise TypeError(msg)
     if not aggregator.interval > 0:
         msg = f"its interval is {aggregator.interval!r}, not seconds"
         raise ValueError(msg)

@@ -19,8 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guard_agent.core.delivery.calls import GRACE, Calls, finish
-from guard_agent.core.interfaces import DestinationDepth, Level
-from guard_agent.core.ledger import DropReason
+from guard_agent.core.interfaces import DestinationDepth, DropReason, Level
 from guard_agent.core.reentry import mark
 
 if TYPE_CHECKING:

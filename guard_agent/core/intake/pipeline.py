@@ -19,8 +19,7 @@ from guard_agent.core.helpers import get_current_timestamp
 from guard_agent.core.intake.glance import Glance
 from guard_agent.core.intake.priority import EventPriorities
 from guard_agent.core.intake.snapshot import MAX_NODES, TRUNCATED, scrub, snapshot
-from guard_agent.core.interfaces import MAX_RECORD_BYTES, Priority, Record, Stage
-from guard_agent.core.ledger import DropReason
+from guard_agent.core.interfaces import MAX_RECORD_BYTES, DropReason, Priority, Record, Stage
 from guard_agent.core.models import SecurityEvent, SecurityMetric
 from guard_agent.core.reentry import mark
 

@@ -61,7 +61,3 @@ class EventPriorities:
         if not isinstance(event_type, str):
             return Priority.DIAGNOSTIC
         return self.classes.get(event_type, Priority.ATTACK)
-
-
-event_priority = EventPriorities().of
-"""The class of an event when the owner set none."""

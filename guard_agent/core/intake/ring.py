@@ -12,14 +12,14 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from guard_agent.core.interfaces import MAX_RECORD_BYTES, Priority
-from guard_agent.core.ledger import DropReason, Ledger
+from guard_agent.core.interfaces import MAX_RECORD_BYTES, DropReason, Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from guard_agent.core.interfaces import Kind, Record
+    from guard_agent.core.ledger import Ledger
 
 logger = logging.getLogger("guard_agent.ring")
 

@@ -44,8 +44,7 @@ from guard_agent import (
 from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.inspection import AGGREGATOR, Seam
 from guard_agent.core.intake.pipeline import Pipeline
-from guard_agent.core.interfaces import MAX_RECORD_BYTES
-from guard_agent.core.ledger import DropReason
+from guard_agent.core.interfaces import MAX_RECORD_BYTES, DropReason
 from guard_agent.testing.contracts.base import PATIENCE, PluginContract, watched
 from guard_agent.testing.corpus import SECRET, hostile_records, ordinary_record, secret_records
 from guard_agent.testing.records import make_context

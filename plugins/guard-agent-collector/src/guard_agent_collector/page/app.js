@@ -524,7 +524,7 @@ function reportRows(member, now) {
     const dropped = Object.entries(books.dropped || {}).filter(([, value]) => value).map(([reason, value]) => `${reason} ${count(value)}`);
     if (books.buried) dropped.push(`buried ${count(books.buried)}`);
     const plan = report.plan || {};
-    const steps = ["enrichers", "store", "transports", "rules"].flatMap((part) => (Array.isArray(plan[part]) ? plan[part] : []).map((step) => String(step).split(" ")[0]));
+    const steps = ["aggregator", "enrichers", "store", "transports", "rules"].flatMap((part) => (Array.isArray(plan[part]) ? plan[part] : []).map((step) => String(step).split(" ")[0]));
     const cell = (label, look, ...children) => make("td", {"data-label": label, class: look}, ...children);
     const badge = (text, look) => make("span", {class: "badge", "data-state": look}, text);
     return make("tr", {},
