@@ -1253,6 +1253,49 @@ class BufferStoreContract(BufferStoreBehaviour, ResourceContract):
 
         assert (shown, passed) == ([1, 4, 5, 6], 2)
 
+    async def test_what_was_gone_before_the_first_look_is_not_counted(self) -> None:
+        async with self.looked_into() as store:
+            for n in range(1, 7):
+                await store.append([make_record(n)], evict=True)
+            lease = await must_lease(store)
+            await store.ack(lease, entries_of(lease, 1, 4))
+            shown: list[int] = []
+            passed, position = 0, None
+            for _ in range(5):
+                look = await store.peek("one", position, 2)
+                shown += seen(look)
+                passed += look.passed
+                position = look.position
+
+        assert (shown, passed) == ([2, 3, 5, 6], 0)
+
+    async def test_what_was_replayed_for_another_destination_is_not_counted(self) -> None:
+        async with self.looked_into(TWO) as store:
+            begin = {name: (await store.peek(name, None, 0)).position for name in TWO}
+            for n in range(1, 4):
+                await store.append([make_record(n)], evict=True)
+            for name in TWO:
+                lease = await must_lease(store, name)
+                await store.bury(lease, entries_of(lease, 1, 2), "refused")
+                await store.ack(lease, entries_of(lease, 3))
+            looks = {name: await store.peek(name, begin[name], 100) for name in TWO}
+            assert {name: look.passed for name, look in looks.items()} == {"one": 3, "two": 3}
+
+            assert await store.replay("one", 10) == 2
+            await store.append([make_record(4)], evict=True)
+
+            one = await store.peek("one", looks["one"].position, 100)
+            two = await store.peek("two", looks["two"].position, 100)
+            assert (sorted(seen(one)), one.passed) == ([1, 2, 4], 0)
+            assert (seen(two), two.passed) == ([4], 0)
+            again = await must_lease(store, "one")
+            await store.ack(again, list(again.entries))
+            since = await store.peek("one", looks["one"].position, 100)
+            assert (seen(since), since.passed) == ([], 3)
+            partly = await store.peek("two", begin["two"], 1)
+            rest = await store.peek("two", partly.position, 100)
+            assert (seen(partly), seen(rest), partly.passed + rest.passed) == ([4], [], 3)
+
     async def test_each_destination_is_looked_at_by_itself(self) -> None:
         async with self.looked_into(TWO) as store:
             await store.append(make_records(2), evict=True)
