@@ -372,7 +372,8 @@ class Peeked:
     passed: int = 0
     """
     How many came since the last look and are gone already: delivered, buried or given up. When
-    there is more to see, they are counted at the end of it.
+    there is more to see, they are counted at the end of it. What never was for this destination,
+    such as a dead letter of another one that was replayed, is not among them.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from heapq import heapify, heappop, heappush
@@ -40,6 +41,9 @@ _FREE_OVERHEAD = 12 * 1024 * 1024
 
 # Ids of equal length sort as text in the order of their age.
 _FIRST_ID = 1 << 40
+
+# Of a look: how many entries came before, and how many of those for the destination.
+_POSITION = re.compile(r"([0-9]{1,18})\+([0-9]{1,18})", re.ASCII)
 
 
 class MemorySettings(PluginSettings):
@@ -178,7 +182,7 @@ class _DeadLetters:
 class _Cursor:
     """What one destination still has to get."""
 
-    __slots__ = ("bytes", "dead", "delayed", "leased", "leases", "pending", "ready")
+    __slots__ = ("bytes", "came", "dead", "delayed", "leased", "leases", "pending", "ready")
 
     def __init__(self, dead: _DeadLetters) -> None:
         # Entry id → the lease that holds it, None while it is ready.
@@ -189,6 +193,8 @@ class _Cursor:
         self.leases: dict[str, _Held] = {}
         self.leased = 0
         self.bytes = 0
+        self.came = 0
+        """How many entries ever were pending."""
         self.dead = dead
 
     def holds(self, lease_id: str, ids: Sequence[str]) -> bool:
@@ -295,6 +301,7 @@ class MemoryStore(BufferStore):
             by_priority[record.priority].append(entry)
         for cursor in cursors:
             cursor.pending.update(dict.fromkeys(entries))
+            cursor.came += len(entries)
             cursor.bytes += size
         for priority, ids in enumerate(by_priority):
             if ids:
@@ -530,18 +537,26 @@ class MemoryStore(BufferStore):
 
     async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
         cursor = self._cursor(destination)
-        end = self._inserted
-        start = int(after) if after is not None and after.isdecimal() else 0
-        if start > end:  # of another store than this one
-            start = 0
+        end = f"{self._inserted}+{cursor.came}"
         if limit < 1:
-            return Peeked((), str(end))
+            return Peeked((), end)
+        # Entries that the looks before came by, and how many for this destination came until then.
+        start, came = 0, 0
+        if after is None:
+            came = cursor.came - len(cursor.pending)
+        elif (position := _POSITION.fullmatch(after)) is not None:
+            start, came = map(int, position.groups())
+            if start > self._inserted:  # of another store than this one
+                start, came = 0, 0
         following = entry_id(start)
         found = list(islice((entry for entry in cursor.pending if entry >= following), limit))
-        if len(found) == limit:
-            end = int(found[-1], 16) - _FIRST_ID + 1
-        passed = 0 if after is None else end - start - len(found)
-        return Peeked(tuple([self._records[entry] for entry in found]), str(end), passed)
+        came += len(found)
+        passed = 0
+        if len(found) < limit:
+            passed = max(cursor.came - came, 0)
+        else:
+            end = f"{int(found[-1], 16) - _FIRST_ID + 1}+{came}"
+        return Peeked(tuple([self._records[entry] for entry in found]), end, passed)
 
     async def replay(self, destination: str, limit: int) -> int:
         cursor = self._cursor(destination)

@@ -854,6 +854,28 @@ async def test_a_file_of_another_application_is_left_alone(folder):
     assert aside(folder) == []
 
 
+async def test_a_file_of_the_first_version_is_completed(folder):
+    async with opened(folder, destinations=TWO) as store:
+        await store.append(make_records(3), evict=False)
+        path = store.path
+    with look(path) as other:
+        other.execute("ALTER TABLE destination DROP COLUMN elsewhere")
+        other.execute("PRAGMA user_version = 1")
+
+    async with opened(folder, destinations=TWO) as store:
+        before = await store.peek("two", None, 100)
+        lease = await take(store)
+        await store.bury(lease, list(lease.entries), "refused")
+        assert await store.replay("one", 10) == 3
+        after = await store.peek("two", before.position, 100)
+
+        assert [record.id for record in before.records] == ["record-1", "record-2", "record-3"]
+        assert (list(after.records), after.passed) == ([], 0)
+    with look(path) as other:
+        assert other.execute("PRAGMA user_version").fetchall() == [(2,)]
+    assert aside(folder) == []
+
+
 async def test_a_file_that_is_removed_is_begun_anew(folder, caplog):
     async with opened(folder) as store:
         await store.append(make_records(1), evict=False)

@@ -101,6 +101,7 @@ PATHS = [
     "/events?from={time}&to={time}", "/map?lat=52.520008&lon=13.404954&zoom={k}",
     "/shop?utm_source=news&utm_medium=mail&utm_campaign=summer_{k}", "/cart?item={n}&qty={k}",
     "/users?ids={n},{n},{n}", "/a%20b/c%2Fd", "/t/{trace}",
+    "/reset/<string:token>/confirm", "/reset/<token>/confirm",
 ]  # fmt: skip
 _WEBKIT = "AppleWebKit/537.36 (KHTML, like Gecko)"
 AGENTS = [
@@ -121,6 +122,7 @@ ATTACKS = [
     "admin'/*", "sleep(5)#", "%00", "php://filter/convert.base64-encode/resource=index.php",
     "file:///etc/passwd", "() {{ :; }}; echo vulnerable", '{{"$ne": null}}',
     "SELECT * FROM users WHERE name = 'x' AND 1=1", "\\x3cscript\\x3e", "%3Csvg%20onload%3D1%3E",
+    "<b>bold <i>{k}", "{k} < token > {n}",
 ]  # fmt: skip
 KEYS = [
     ("request_id", "{uuid}"), ("correlation_id", "{uuid}"), ("trace_id", "{trace}"),

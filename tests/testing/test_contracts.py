@@ -321,6 +321,25 @@ class CountsTwice(Sound):
         return Peeked(seen.records, seen.position, 2 * seen.passed)
 
 
+class CountsWhatIsReplayedForOthers(Sound):
+    replayed = {}
+
+    async def replay(self, destination, limit):
+        done = await super().replay(destination, limit)
+        self.replayed = {destination: done}
+        return done
+
+    async def peek(self, destination, after, limit):
+        seen = await super().peek(destination, after, limit)
+        others = sum(done for name, done in self.replayed.items() if name != destination)
+        return Peeked(seen.records, seen.position, seen.passed + others)
+
+
+class CountsWhatWasGoneBefore(Sound):
+    async def peek(self, destination, after, limit):
+        return await super().peek(destination, "0+0" if after is None else after, limit)
+
+
 class Promises(Sound):
     level = Level.JOURNAL
 
@@ -668,6 +687,10 @@ def test_stores_that_break_the_contract_are_found(pytester):
             "BeginsAnew": "test_the_next_look_shows_what_came_later",
             "ShowsAllAtOnce": "test_much_is_shown_in_parts",
             "CountsTwice": "test_what_is_gone_is_counted_once_over_all_parts",
+            "CountsWhatIsReplayedForOthers": (
+                "test_what_was_replayed_for_another_destination_is_not_counted"
+            ),
+            "CountsWhatWasGoneBefore": "test_what_was_gone_before_the_first_look_is_not_counted",
             "Promises": "test_what_the_next_one_finds_is_what_the_level_promises",
         },
     )

@@ -528,8 +528,8 @@ class Worker:
         """How many records may come, and bytes be in the ring, until so much is in use."""
         bounds = self._ring.capacity
         most, most_bytes = self._store.capacity or bounds
-        used = max([depth.pending for depth in self.depths.values()], default=0)
-        used_bytes = max([depth.bytes for depth in self.depths.values()], default=0)
+        used = max(depth.pending for depth in self.depths.values())
+        used_bytes = max(depth.bytes for depth in self.depths.values())
         waiting = len(self._ring)
         records = min(int(share * most) - used, int(share * bounds[0])) - waiting
         return records, min(int(share * most_bytes) - used_bytes, int(share * bounds[1]))

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from guard_agent.core.intake.signals import ends_the_application
 from guard_agent.core.models import SecurityEvent, SecurityMetric
 
 if TYPE_CHECKING:
@@ -238,7 +239,9 @@ class Glance:
                     return None
                 for name, marker in found.items():
                     replaced.setdefault(name, marker)
-        except (Exception, SystemExit):  # noqa: BLE001 - of a plugin; the long way reports it
+        except (Exception, SystemExit) as error:  # of a plugin; the long way reports it
+            if issubclass(type(error), SystemExit) and ends_the_application():
+                raise
             return None
         finally:
             self._inside.agent = before
@@ -261,7 +264,9 @@ class Glance:
             for keeps in self._keeps:
                 if not keeps(texts):
                     return False
-        except (Exception, SystemExit):  # noqa: BLE001 - of a plugin; the long way reports it
+        except (Exception, SystemExit) as error:  # of a plugin; the long way reports it
+            if issubclass(type(error), SystemExit) and ends_the_application():
+                raise
             return False
         finally:
             inside.agent = before

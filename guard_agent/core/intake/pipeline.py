@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from guard_agent.core.helpers import get_current_timestamp
 from guard_agent.core.intake.glance import Glance
 from guard_agent.core.intake.priority import EventPriorities
+from guard_agent.core.intake.signals import ends_the_application
 from guard_agent.core.intake.snapshot import MAX_NODES, TRUNCATED, scrub, snapshot
 from guard_agent.core.interfaces import MAX_RECORD_BYTES, DropReason, Priority, Record, Stage
 from guard_agent.core.models import SecurityEvent, SecurityMetric
@@ -202,7 +203,9 @@ class Pipeline:
             before, inside.agent = inside.agent, True
             try:
                 return take(source)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - it is in the host's request
+            except (Exception, SystemExit) as error:  # it is in the host's request
+                if issubclass(type(error), SystemExit) and ends_the_application():
+                    raise
                 return self._without_aggregator(kind, source, error)
             finally:
                 inside.agent = before
@@ -277,8 +280,10 @@ class Pipeline:
                 continue
             try:
                 result = step.function(fields)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code in the host's
+            except (Exception, SystemExit) as error:  # foreign code in the host's
                 # request: it must not get out, and fails closed.
+                if issubclass(type(error), SystemExit) and ends_the_application():
+                    raise
                 if (reason := step.failed(error)) is not None:
                     return reason
                 continue
@@ -379,7 +384,9 @@ def _read(kind: Kind, source: Any) -> Fields | None:
             fields["timestamp"] = get_current_timestamp()
         if key is not None:
             fields["idempotency_key"] = key
-    except (Exception, SystemExit):  # noqa: BLE001 - the object is foreign and may raise anything
+    except (Exception, SystemExit) as error:  # the object is foreign and may raise anything
+        if issubclass(type(error), SystemExit) and ends_the_application():
+            raise
         return None
     else:
         return fields

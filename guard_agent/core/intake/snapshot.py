@@ -22,6 +22,8 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from guard_agent.core.intake.signals import ends_the_application
+
 if TYPE_CHECKING:
     from guard_agent.core.interfaces import Fields
 
@@ -268,8 +270,10 @@ def _foreign(value: Any, depth: int, budget: _Budget) -> Any:
         return _type_name(value)
     try:
         return _convert(value, type(value), depth, budget)
-    except (Exception, SystemExit):  # noqa: BLE001 - foreign objects may raise anything; the record
+    except (Exception, SystemExit) as error:  # foreign objects may raise anything; the record
         # goes on without this one.
+        if issubclass(type(error), SystemExit) and ends_the_application():
+            raise
         return _type_name(value)
 
 

@@ -8,6 +8,7 @@ however many records there are: lists go in and out as one JSON array or one run
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections import deque
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 APPLICATION_ID = 0x67644167
-VERSION = 1
+VERSION = 2
 
 # An entry is known by its key: the rank of its priority, then its number in order of arrival. So
 # the order of keys is the order of leasing.
@@ -59,7 +60,8 @@ CREATE TABLE meta (
 CREATE TABLE destination (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, seen REAL NOT NULL,
     pending INTEGER NOT NULL DEFAULT 0, leased INTEGER NOT NULL DEFAULT 0,
-    bytes INTEGER NOT NULL DEFAULT 0, buried INTEGER NOT NULL DEFAULT 0
+    bytes INTEGER NOT NULL DEFAULT 0, buried INTEGER NOT NULL DEFAULT 0,
+    elsewhere INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE record (seq INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE pending (
@@ -78,6 +80,13 @@ CREATE TABLE dead (
 """
 
 
+# What version 1 did not have yet: how many numbers are of records that were replayed for others.
+_TO_2 = "ALTER TABLE destination ADD COLUMN elsewhere INTEGER NOT NULL DEFAULT 0"
+
+# Of a look: the last number, and how many records until then were for the destination.
+_POSITION = re.compile(r"([0-9]{1,18})\+([0-9]{1,18})", re.ASCII)
+
+
 class Bounds(NamedTuple):
     records: int
     bytes: int
@@ -94,7 +103,10 @@ class Dropped(NamedTuple):
 
 def make_tables(connection: sqlite3.Connection) -> bool:
     """
-    Make the tables in a new file; returns whether it was one.
+    Make the tables in a new file, or complete those of an earlier version.
+
+    Returns:
+        Whether the file was new.
 
     Raises:
         DiskStoreError: the file belongs to something else, or to a later version.
@@ -102,7 +114,12 @@ def make_tables(connection: sqlite3.Connection) -> bool:
     ((application,),) = connection.execute("PRAGMA application_id")
     ((version,),) = connection.execute("PRAGMA user_version")
     ((objects,),) = connection.execute("SELECT count(*) FROM sqlite_master")
-    if (application, version) == (APPLICATION_ID, VERSION):
+    if application == APPLICATION_ID and version in (1, VERSION):
+        if version == 1:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(_TO_2)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.execute("COMMIT")
         return False
     if objects:
         msg = (
@@ -384,6 +401,10 @@ class Tables:
         if records:
             size = sum([len(record.payload) for record in records])
             _insert(connection, records, size, number, (ident,))
+            connection.execute(
+                "UPDATE destination SET elsewhere = elsewhere + ? WHERE id <> ?",
+                (len(records), ident),
+            )
             connection.execute("DELETE FROM dead WHERE destination = ? AND id <= ?", (ident, last))
             connection.execute(
                 "UPDATE destination SET buried = buried - ? WHERE id = ?", (len(records), ident)
@@ -440,22 +461,33 @@ class Tables:
         self, connection: sqlite3.Connection, destination: str, after: str | None, limit: int
     ) -> Peeked:
         """Numbers are given out in the order of arrival, none is left out."""
-        ((following,),) = connection.execute("SELECT next FROM meta")
-        end = following - 1
-        start = int(after) if after is not None and after.isdigit() else 0
-        if start > end:  # another file: the one that was looked into is gone
-            start = 0
+        ((last, elsewhere, pending),) = connection.execute(
+            "SELECT next - 1, coalesce(elsewhere, 0), coalesce(pending, 0) "
+            "FROM meta LEFT JOIN destination ON name = ?",
+            (destination,),
+        )
+        all_came = last - elsewhere
+        end = f"{last}+{all_came}"
         if limit < 1:
-            return Peeked((), str(end))
+            return Peeked((), end)
+        # What the looks before came by: up to which number, and how many for this destination.
+        start, came = 0, 0
+        if after is None:
+            came = all_came - pending
+        elif (position := _POSITION.fullmatch(after)) is not None:
+            start, came = map(int, position.groups())
+            if start > last:  # another file: the one that was looked into is gone
+                start, came = 0, 0
         rows = connection.execute(_PEEK, {"name": destination, "after": start, "limit": limit})
         found = rows.fetchall()
-        if len(found) == limit:
-            end = found[-1][0]
-        return Peeked(
-            tuple(_record(key >> _RANK_SHIFT, data) for _, key, data in found),
-            str(end),
-            0 if after is None else end - start - len(found),
-        )
+        came += len(found)
+        passed = 0
+        if len(found) < limit:
+            passed = max(all_came - came, 0)
+        else:
+            end = f"{found[-1][0]}+{came}"
+        records = tuple(_record(key >> _RANK_SHIFT, data) for _, key, data in found)
+        return Peeked(records, end, passed)
 
     def is_empty(self, connection: sqlite3.Connection) -> bool:
         ((count,),) = connection.execute("SELECT records FROM meta")

@@ -1238,20 +1238,51 @@ class BufferStoreContract(BufferStoreBehaviour, ResourceContract):
 
     async def test_what_is_gone_is_counted_once_over_all_parts(self) -> None:
         async with self.looked_into() as store:
-            position: str | None = (await store.peek("one", None, 0)).position
+            position = (await store.peek("one", None, 0)).position
             for n in range(1, 7):
                 await store.append([make_record(n)], evict=True)
             lease = await must_lease(store)
             await store.ack(lease, entries_of(lease, 2, 3))
-            shown: list[int] = []
-            passed = 0
-            for _ in range(5):
-                look = await store.peek("one", position, 2)
-                shown += seen(look)
-                passed += look.passed
-                position = look.position
+            looked = await look_in_parts(store, position)
 
-        assert (shown, passed) == ([1, 4, 5, 6], 2)
+        assert looked == ([1, 4, 5, 6], 2)
+
+    async def test_what_was_gone_before_the_first_look_is_not_counted(self) -> None:
+        async with self.looked_into() as store:
+            for n in range(1, 7):
+                await store.append([make_record(n)], evict=True)
+            lease = await must_lease(store)
+            await store.ack(lease, entries_of(lease, 1, 4))
+            looked = await look_in_parts(store, None)
+
+        assert looked == ([2, 3, 5, 6], 0)
+
+    async def test_what_was_replayed_for_another_destination_is_not_counted(self) -> None:
+        async with self.looked_into(TWO) as store:
+            begin = {name: (await store.peek(name, None, 0)).position for name in TWO}
+            for n in range(1, 4):
+                await store.append([make_record(n)], evict=True)
+            for name in TWO:
+                lease = await must_lease(store, name)
+                await store.bury(lease, entries_of(lease, 1, 2), "refused")
+                await store.ack(lease, entries_of(lease, 3))
+            looks = {name: await store.peek(name, begin[name], 100) for name in TWO}
+            assert {name: look.passed for name, look in looks.items()} == {"one": 3, "two": 3}
+
+            assert await store.replay("one", 10) == 2
+            await store.append([make_record(4)], evict=True)
+
+            one = await store.peek("one", looks["one"].position, 100)
+            two = await store.peek("two", looks["two"].position, 100)
+            assert (sorted(seen(one)), one.passed) == ([1, 2, 4], 0)
+            assert (seen(two), two.passed) == ([4], 0)
+            again = await must_lease(store, "one")
+            await store.ack(again, list(again.entries))
+            since = await store.peek("one", looks["one"].position, 100)
+            assert (seen(since), since.passed) == ([], 3)
+            partly = await store.peek("two", begin["two"], 1)
+            rest = await store.peek("two", partly.position, 100)
+            assert (seen(partly), seen(rest), partly.passed + rest.passed) == ([4], [], 3)
 
     async def test_each_destination_is_looked_at_by_itself(self) -> None:
         async with self.looked_into(TWO) as store:
@@ -1341,6 +1372,18 @@ def numbers(lease: Lease) -> list[int]:
 def seen(look: Peeked) -> list[int]:
     """The numbers of the records that a look showed."""
     return [number(record) for record in look.records]
+
+
+async def look_in_parts(store: BufferStore, position: str | None) -> tuple[list[int], int]:
+    """What looks of two records each show from there on, and how many they say have passed."""
+    shown: list[int] = []
+    passed = 0
+    for _ in range(5):
+        look = await store.peek("one", position, 2)
+        shown += seen(look)
+        passed += look.passed
+        position = look.position
+    return shown, passed
 
 
 def entries_of(lease: Lease, *wanted: int) -> list[str]:

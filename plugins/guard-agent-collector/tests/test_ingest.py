@@ -11,10 +11,19 @@ import sqlite3
 import aiohttp
 import pytest
 
-from guard_agent import AgentConfig, SecurityEvent, SecurityMetric, get_current_timestamp
+from guard_agent import (
+    Accepted,
+    AgentConfig,
+    AgentStatus,
+    SecurityEvent,
+    SecurityMetric,
+    get_current_timestamp,
+)
 from guard_agent.core.agent import Agent
 from guard_agent.core.assembly.composition import compose
+from guard_agent.testing.records import make_batch, make_context
 from guard_agent_http import Cipher
+from guard_agent_otlp import OtlpTransport
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 
@@ -208,6 +217,61 @@ async def test_a_log_of_opentelemetry_becomes_a_record(start):
     assert shown["otlp"]["resource"] == {"service.name": "shop"}
 
 
+def log_record(name, **attributes):
+    """A log record in JSON; numbers are whole ones."""
+    return {
+        "eventName": name,
+        "attributes": [
+            {"key": key, "value": {"intValue" if isinstance(value, int) else "stringValue": value}}
+            for key, value in attributes.items()
+        ],
+    }
+
+
+def of_agent(install_id, *logs):
+    pairs = {"guard.install_id": install_id, "guard.project_id": "shop"}
+    described = [{"key": key, "value": {"stringValue": value}} for key, value in pairs.items()]
+    return {"resource": {"attributes": described}, "scopeLogs": [{"logRecords": list(logs)}]}
+
+
+async def test_a_status_report_among_log_records_is_no_event_but_a_report(start):
+    """A collector of OpenTelemetry in between puts together what several agents sent."""
+    kit = await start(once=2)
+    healthy = {"guard.status": "healthy", "guard.pid": 7, "guard.uptime": 3}
+    status = log_record("guard.agent_status", **healthy, **{"log.record.uid": "uid-1"})
+    attack = log_record("guard.penetration_attempt", **{"guard.event_type": "penetration_attempt"})
+
+    first, said = await kit.post("/v1/logs", {"resourceLogs": [of_agent("a", status)]})
+    second, _ = await kit.post(
+        "/v1/logs", {"resourceLogs": [of_agent("b", status, attack), of_agent("c", status)]}
+    )
+
+    assert (first.status, said, second.status) == (200, {}, 200)
+    assert [record["type"] for record in await kit.records()] == ["penetration_attempt"]
+    assert [request.get("report", False) for request in await kit.requests()] == [True, False]
+    found = (await kit.json("/ui/agents"))["agents"]
+    reports = {one["agent"]: one["report"] for one in found if one["pid"] == 7}
+    assert reports.keys() == {"a", "b", "c"}
+    assert (reports["b"]["status"], reports["b"]["uptime"]) == ("healthy", 3)
+    assert {one["agent"]: one["counted"] for one in found if one["pid"] == 0} == {
+        "a": 0,
+        "b": 1,
+        "c": 0,
+    }
+    assert not kit.server._finished.is_set()
+
+
+async def test_logs_that_are_named_like_a_status_report_are_what_they_were(start):
+    kit = await start()
+    event = log_record("guard.agent_status", **{"guard.event_type": "agent_status"})
+    others = log_record("agent_status")
+
+    await kit.post("/v1/logs", {"resourceLogs": [of_agent("a", event, others)]})
+
+    assert [record["class"] for record in await kit.records()] == ["attack", "log"]
+    assert (await kit.requests())[0].get("report") is None
+
+
 @pytest.mark.parametrize(
     "logs",
     [
@@ -353,6 +417,39 @@ async def test_the_report_of_an_agent_shows_what_it_is_made_of(start, agent):
     assert found["pid"] == found["report"]["pid"] > 0
     assert found["report"]["plan"]["transports"][0].startswith("http (guard-agent-http")
     assert found["report"]["destinations"]["http"]["delivered"] >= 3
+
+
+async def test_the_report_of_an_agent_is_the_same_over_opentelemetry(start):
+    kit = await start()
+    status = AgentStatus(
+        timestamp=get_current_timestamp(),
+        status="degraded",
+        uptime=1.5,
+        events_sent=3,
+        events_failed=0,
+        buffer_size=2,
+        pid=7,
+        errors=["the store is away"],
+        plan={"transports": ["otlp (guard-agent-otlp 4.0.0)"], "rules": []},
+        rules={"file": {"rule_id": "r", "version": 2, "in_force": True}},
+        destinations={"otlp": {"delivered": 3, "dropped": {"age": 1}, "oldest_seconds": 0.5}},
+    )
+    context = make_context(instance="otlp", project_id="shop", install_id="one")
+    transport = OtlpTransport(OtlpTransport.Settings(endpoint=kit.url), context)
+    await transport.open()
+
+    assert await transport.send(make_batch(2)) == Accepted()
+    assert await transport.report(status) == Accepted()
+    await transport.close()
+
+    whole, process = sorted(
+        (await kit.json("/ui/agents"))["agents"], key=lambda agent: agent["pid"]
+    )
+    assert (whole["agent"], whole["project"], whole["counted"]) == ("one", "shop", 2)
+    assert (process["agent"], process["project"], process["pid"]) == ("one", "shop", 7)
+    sent = status.model_dump(mode="json", exclude={"timestamp"})
+    assert {key: process["report"].get(key) for key in sent} == {**sent}
+    assert len(await kit.records()) == 2
 
 
 async def test_what_happened_is_counted_by_minute_and_class(start, make):

@@ -14,9 +14,9 @@ from guard_agent import (
     PluginContext,
     Priority,
     Record,
-    client,
 )
-from guard_agent_http import HttpTransport
+from guard_agent import client as agents
+from guard_agent_http import CollectorClient, HttpTransport
 
 KEY = "k" * 12
 
@@ -181,6 +181,23 @@ def exchange(serve, tmp_path):
 
 
 @pytest.fixture
+async def client():
+    """Make an open client; all are closed at the end."""
+    made = []
+
+    async def make(endpoint, **more):
+        more = {"api_key": KEY, "install_id": "test-install", **more}
+        one = CollectorClient(endpoint=endpoint, **more)
+        await one.open()
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+@pytest.fixture
 def agent_config(tmp_path, monkeypatch):
     """Make settings for the agent of this process; it is stopped when the test ends."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -192,5 +209,5 @@ def agent_config(tmp_path, monkeypatch):
         return AgentConfig(**{**defaults, "backoff_factor": 0.01, "rollup": False, **settings})
 
     yield make
-    if client._process.agent is not None:
-        client._process.agent.stop().result(30)
+    if agents._process.agent is not None:
+        agents._process.agent.stop().result(30)

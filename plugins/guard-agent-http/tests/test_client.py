@@ -14,24 +14,7 @@ from pathlib import Path
 import pytest
 
 from guard_agent import Accepted, Reject, Retry, TooLarge
-from guard_agent_http import Answer, CollectorClient, CollectorSettings, ThreadResolver
-
-
-@pytest.fixture
-async def client():
-    """Make an open client; all are closed at the end."""
-    made = []
-
-    async def make(endpoint, **more):
-        more = {"api_key": "k" * 12, "install_id": "test-install", **more}
-        one = CollectorClient(endpoint=endpoint, **more)
-        await one.open()
-        made.append(one)
-        return one
-
-    yield make
-    for one in made:
-        await one.close()
+from guard_agent_http import Answer, CollectorSettings, ThreadResolver
 
 
 async def silence(reader, writer):

@@ -16,30 +16,13 @@ from yarl import URL
 
 from guard_agent import Accepted, Paused, Retry, guard_agent
 from guard_agent.testing.records import make_event
-from guard_agent_http import CollectorClient, ThreadResolver
+from guard_agent_http import ThreadResolver
 from guard_agent_http.proxy import environment_proxy
 
 HERE = Path(__file__).parent
 # Test modules are not importable by name.
 _HELPERS = SimpleNamespace(**runpy.run_path(str(HERE / "tls_server.py")))
 TlsServer, server_context = _HELPERS.TlsServer, _HELPERS.server_context
-
-
-@pytest.fixture
-async def client():
-    """Make an open client; all are closed at the end."""
-    made = []
-
-    async def make(endpoint, **more):
-        more = {"api_key": "k" * 12, "install_id": "test-install", **more}
-        one = CollectorClient(endpoint=endpoint, **more)
-        await one.open()
-        made.append(one)
-        return one
-
-    yield make
-    for one in made:
-        await one.close()
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ UNITS = [
     "bearer+", "4111 ", "4", "4111-1111-", "4111111111111111 ", ".", "a", "a-", "_", "\u0430",
     "\ufdfa", "\u200b", "; a=b", "a=b; ", "Cookie: ", "Cookie: a;", "Set-Cookie: a=b, ",
     'name="password"\n', 'name="password"\r\nx\n', '"name":"token","value":', "<password>",
-    "token>", " ", "\n", "\r", "\x00", "github_pat_", "ghp_", "AKIA", "AIza", "xox", "key ",
-    "api key: ", "code=", "sig=a1", "sig='a1", "[REDACTED]", "password=[REDACTED]", "password=[",
-    "password:           ", "secret: a b", "(token=", "not ", ". A", "\\u0061", "\\x3d",
-    "auth={", "authorization=", "x-api-key:", "\ud800",
+    "token>", "<token>x", "/<token>/", " ", "\n", "\r", "\x00", "github_pat_", "ghp_", "AKIA",
+    "AIza", "xox", "key ", "api key: ", "code=", "sig=a1", "sig='a1", "[REDACTED]",
+    "password=[REDACTED]", "password=[", "password:           ", "secret: a b", "(token=",
+    "not ", ". A", "\\u0061", "\\x3d", "auth={", "authorization=", "x-api-key:", "\ud800",
 ]  # fmt: skip
 
 HEADS = ["", "token:", '"token"', "Cookie: ", "sig=", "{", '["token",', "https://", "Bearer ", "a1"]

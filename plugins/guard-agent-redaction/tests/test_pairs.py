@@ -37,6 +37,24 @@ FOUND = {
     "<a:pin>1 2</a:pin>": f"<a:pin>{R}</a:pin>",
     "</a><pin>1 2": f"</a><pin>{R}",
     "</": "</",
+    "<pin>1 2": f"<pin>{R}",
+    "<a><pin>1 2<b>c": f"<a><pin>{R}<b>c",
+    "<pin>1 2</pi": f"<pin>{R}</pi",
+    "<a><pin>1 2</pin><b>3": f"<a><pin>{R}</pin><b>3",
+    "user <pin> 1x": f"user <pin> {R}",
+    "/<pin>1x": f"/<pin>{R}",
+    "<pin>/1x": f"<pin>{R}",
+    "login <user> <pin>": "login <user> <pin>",
+    "<pin>": "<pin>",
+    "<pin": "<pin",
+    "<b>bold": "<b>bold",
+    "1 < pin > 1x": "1 < pin > 1x",
+    "pin>1 and 1<2": "pin>1 and 1<2",
+    "<img src>1<br>2": "<img src>1<br>2",
+    "/reset/<token>/confirm": "/reset/<token>/confirm",
+    "/reset/<string:token>/confirm": "/reset/<string:token>/confirm",
+    "/reset/<a:token>1x/y": f"/reset/<a:token>{R}",
+    "x<string:token>/1x": f"x<string:token>{R}",
     # lists of two
     '["pin", "1x"]': f'["pin", "{R}"]',
     '("pin", "1x")': f'("pin", "{R}")',
@@ -175,7 +193,7 @@ def test_a_text_without_a_sign_of_a_pair_costs_nothing():
     redactor = PairRedactor(SensitiveNames((), (), ()), Budget(10**6, 0))
 
     assert redactor.redact("nothing, to see; here > 1") == "nothing, to see; here > 1"
-    for sign in ("a=", "a:", "<a>x</a", '"a", ', "'a', "):
+    for sign in ("a=", "a:", "<a>x</a", "<a>x", '"a", ', "'a', "):
         with pytest.raises(BudgetError):
             redactor.redact(sign)
 

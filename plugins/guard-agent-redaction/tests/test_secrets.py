@@ -44,6 +44,8 @@ TEXTS = {
     ),
     "xml": (f"<a><ns:Password>{SECRET} x</ns:Password></a>", [SECRET], ["</ns:Password></a>"]),
     "xml without anything else": (f"<password>{SECRET}</password>", [SECRET], ["</password>"]),
+    "xml that is cut off": (f"<user>eve</user><password>{SECRET}", [SECRET], ["eve", "<password>"]),
+    "xml that is cut off alone": (f"<password>{SECRET}", [SECRET], ["<password>"]),
     "bare cookies with padding": (f"sid={SECRET}==; theme=dark", [SECRET], ["sid="]),
     "bearer": (f"sent Bearer {SECRET} twice", [SECRET], ["Bearer", "twice"]),
     "bearer odd case": (f"bEARER   {SECRET}", [SECRET], []),

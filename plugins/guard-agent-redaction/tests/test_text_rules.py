@@ -50,6 +50,7 @@ SECRETS = [
     "postgres://app:s3cr3t@db.test/x",
     '{"password": "hunter2x"}',
     "<password>hunter2x</password>",
+    "<password>hunter2x",
     "/x?%70assword=hunter2x",
     r"\u0070assword=hunter2x",
     "pässword=hunter2x password=hunter2x",

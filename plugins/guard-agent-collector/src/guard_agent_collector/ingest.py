@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import orjson
 
-from guard_agent_collector.otlp import log_records
+from guard_agent_collector.otlp import log_records, origin, status_report
 from guard_agent_http import signing
 
 if TYPE_CHECKING:
@@ -48,6 +48,16 @@ class Incoming:
     """JSON; for a log record what it stands for, see `otlp.log_records`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a process is, as its agent says."""
+
+    fields: dict[str, Any]
+    agent: str = ""
+    """Install id, where it is told here; else the headers have it."""
+    project: str = ""
+
+
 @dataclass(slots=True)
 class Unpacked:
     """The body of one request, after everything was checked."""
@@ -56,8 +66,10 @@ class Unpacked:
     body: bytes
     """Inflated; an encrypted batch stays encrypted."""
     records: list[Incoming] = field(default_factory=list)
-    status: dict[str, Any] | None = None
-    """A status report."""
+    reports: list[Report] = field(default_factory=list)
+    """A status report, or in log records among others several."""
+    origin: tuple[str, str] = ("", "")
+    """Install id and project, where log records tell them and all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +141,10 @@ def unpack(path: str, body: bytes, keys: Keys) -> Unpacked:
     document = object_of(body, "the body")
     unpacked = Unpacked(path, body)
     if path == STATUS:
-        unpacked.status = document
+        unpacked.reports = [Report(document)]
         return unpacked
     if path == LOGS:
-        unpacked.records = [
-            Incoming("log", fields, orjson.dumps(fields)) for fields in log_records(document)
-        ]
+        _take_logs(unpacked, log_records(document))
         return unpacked
     if path == ENCRYPTED:
         document = _opened(document, keys.ciphers)
@@ -145,6 +155,18 @@ def unpack(path: str, body: bytes, keys: Keys) -> Unpacked:
         *_records("metric", document.get("metrics")),
     ]
     return unpacked
+
+
+def _take_logs(unpacked: Unpacked, logs: list[dict[str, Any]]) -> None:
+    for log in logs:
+        report = status_report(log)
+        if report is None:
+            unpacked.records.append(Incoming("log", log, orjson.dumps(log)))
+        else:
+            unpacked.reports.append(Report(report, *origin(log)))
+    origins = {origin(record.fields) for record in unpacked.records}
+    if len(origins) == 1:
+        unpacked.origin = origins.pop()
 
 
 def object_of(body: bytes, what: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 _MAX_DEPTH = 16
 _LONGEST_KEY = 200
+_LONGEST_NAME = 100
+_STATUS = "guard.agent_status"
 
 # Semantic conventions, and the fields of an event that they stand for.
 _FIELDS = {
@@ -34,6 +36,33 @@ def log_records(document: dict[str, Any]) -> list[dict[str, Any]]:
     return list(_walk(document))
 
 
+def status_report(log: dict[str, Any]) -> dict[str, Any] | None:
+    """
+    The status report of an agent that came as a log record; None for every other log record.
+
+    What an agent makes of an event has that name only where the event has it, and says so.
+    """
+    attributes = log["otlp"]["attributes"]
+    if log["otlp"]["name"] != _STATUS or "guard.event_type" in attributes:
+        return None
+    report = {
+        key[6:]: value
+        for key, value in attributes.items()
+        if key.startswith("guard.") and "." not in key[6:]
+    }
+    return {"timestamp": log.get("timestamp"), **report}
+
+
+def origin(log: dict[str, Any]) -> tuple[str, str]:
+    """Install id and project of the agent that the log record is from, empty where unknown."""
+    resource = log["otlp"]["resource"]
+    agent, project = resource.get("guard.install_id"), resource.get("guard.project_id")
+    return (
+        agent[:_LONGEST_NAME] if isinstance(agent, str) else "",
+        project[:_LONGEST_NAME] if isinstance(project, str) else "",
+    )
+
+
 def _walk(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for group in _dicts(document.get("resourceLogs")):
         resource = group.get("resource")
@@ -46,10 +75,11 @@ def _walk(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _event(log: dict[str, Any], resource: dict[str, Any]) -> dict[str, Any]:
     attributes = _attributes(log.get("attributes"))
     body = _value(log.get("body"), 0)
-    name = log.get("eventName") or attributes.get("event.name") or ""
-    name = name if isinstance(name, str) else ""
+    event_name = log.get("eventName") or attributes.get("event.name") or ""
+    event_name = event_name if isinstance(event_name, str) else ""
     event: dict[str, Any] = {
-        "event_type": name.removeprefix("guard.") or str(log.get("severityText") or "log").lower(),
+        "event_type": event_name.removeprefix("guard.")
+        or str(log.get("severityText") or "log").lower(),
         "timestamp": _moment(log.get("timeUnixNano")) or _moment(log.get("observedTimeUnixNano")),
         "reason": body if isinstance(body, str) else None,
         "severity": log.get("severityText"),
@@ -70,7 +100,12 @@ def _event(log: dict[str, Any], resource: dict[str, Any]) -> dict[str, Any]:
     key = event.get("idempotency_key", "")
     if not isinstance(key, str) or len(key) > _LONGEST_KEY:
         del event["idempotency_key"]
-    event["otlp"] = {"resource": resource, "attributes": attributes, "body": body}
+    event["otlp"] = {
+        "name": event_name,
+        "resource": resource,
+        "attributes": attributes,
+        "body": body,
+    }
     return {key: value for key, value in event.items() if value is not None}
 
 

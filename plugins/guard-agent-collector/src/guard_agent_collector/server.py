@@ -11,7 +11,7 @@ import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -417,12 +417,19 @@ class CollectorServer:
         unpacked: Unpacked = await self._writing(ingest.unpack, made.path, made.body, self._keys)
         facts["encrypted"] = made.path == ingest.ENCRYPTED
         began = time.perf_counter() if began is None else began
-        if unpacked.status is not None:
-            facts |= {"status": 200, "ms": _ms(began)}
-            await self._keeping(self._store.add_report, unpacked.status, sender, facts)
-            self._feed.tell()
-            return _said(200), 0
+        if unpacked.reports:
+            alone = not unpacked.records
+            facts |= {"status": 200, "ms": _ms(began), "report": True} if alone else {}
+            reports = [
+                (report.fields, _named(sender, report.agent, report.project))
+                for report in unpacked.reports
+            ]
+            await self._keeping(self._store.add_reports, reports, facts if alone else None)
+            if alone:
+                self._feed.tell()
+                return (_json({}) if made.path == ingest.LOGS else _said(200)), 0
 
+        sender = _named(sender, *unpacked.origin)
         fault = self._breaker.take(len(unpacked.records)) if request is not None else None
         if fault is not None:
             facts |= {"fault": fault, "records": len(unpacked.records)}
@@ -723,6 +730,11 @@ def _sender(headers: Mapping[str, str]) -> Sender:
         project=names.get("x-project-id", "")[:100],
         version=names.get("user-agent", "")[:100],
     )
+
+
+def _named(sender: Sender, agent: str, project: str) -> Sender:
+    """The sender by these names, where its headers tell none."""
+    return replace(sender, agent=sender.agent or agent, project=sender.project or project)
 
 
 def _media_type(headers: Mapping[str, str]) -> str:

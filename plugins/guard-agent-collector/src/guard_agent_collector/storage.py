@@ -250,33 +250,44 @@ class Storage:
             if sender is not None:
                 self._see(db, sender, now)
 
-    def add_report(self, report: dict[str, Any], sender: Sender, facts: dict[str, Any]) -> None:
-        """Keep the status report of an agent, in place of its last one."""
+    def add_reports(
+        self, reports: Sequence[tuple[dict[str, Any], Sender]], facts: dict[str, Any] | None
+    ) -> None:
+        """
+        Keep status reports, each in place of the last one of its process.
+
+        ``facts`` are those of the request, when it brought nothing else.
+        """
         now = time.time()
-        pid = report.get("pid")
         with self._writing() as db:
-            self._add_request(db, now, facts)
-            self._see(db, sender, now)
-            db.execute(
-                "INSERT INTO agents (agent, project, pid, version, seen, records, reported, "
-                "report) VALUES (?, ?, ?, ?, ?, 0, ?, ?) ON CONFLICT DO UPDATE SET "
-                "version = excluded.version, seen = excluded.seen, reported = excluded.reported, "
-                "report = excluded.report",
-                (
-                    sender.agent,
-                    sender.project,
-                    pid if isinstance(pid, int) and 0 < pid < 2**31 else -1,
-                    sender.version,
-                    now,
-                    now,
-                    orjson.dumps(report).decode(),
-                ),
-            )
-            for facts_ in _dicts(report.get("rules")):
-                if facts_.get("in_force") is True:
-                    self._applied(
-                        db, facts_.get("rule_id"), facts_.get("version"), sender, now, now
-                    )
+            if facts is not None:
+                self._add_request(db, now, facts)
+            for report, sender in reports:
+                self._add_report(db, report, sender, now)
+
+    def _add_report(
+        self, db: sqlite3.Connection, report: dict[str, Any], sender: Sender, now: float
+    ) -> None:
+        pid = report.get("pid")
+        self._see(db, sender, now)
+        db.execute(
+            "INSERT INTO agents (agent, project, pid, version, seen, records, reported, "
+            "report) VALUES (?, ?, ?, ?, ?, 0, ?, ?) ON CONFLICT DO UPDATE SET "
+            "version = excluded.version, seen = excluded.seen, reported = excluded.reported, "
+            "report = excluded.report",
+            (
+                sender.agent,
+                sender.project,
+                pid if isinstance(pid, int) and 0 < pid < 2**31 else -1,
+                sender.version,
+                now,
+                now,
+                orjson.dumps(report).decode(),
+            ),
+        )
+        for rules in _dicts(report.get("rules")):
+            if rules.get("in_force") is True:
+                self._applied(db, rules.get("rule_id"), rules.get("version"), sender, now, now)
 
     def _add_request(self, db: sqlite3.Connection, now: float, facts: dict[str, Any]) -> None:
         db.execute(

@@ -4,7 +4,8 @@ Secrets that stand beside their name in a text.
 Understands ``name=value`` (forms, queries, log lines), ``name: value`` (headers, prose),
 ``"name": "value"`` in JSON that is cut off or in the printed form of an object, also with escaped
 quotes, ``["name", "value"]`` and ``("name", "value")``, ``{"name": n, "value": v}``,
-``<name>value</name>`` and the parts of a multipart form. Reads the text once from left to right.
+``<name>value</name>``, also cut off, and the parts of a multipart form. Reads the text once from
+left to right.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _FORM_LINE_END = re.compile(r"[\r\n&]|\\[rn]")
 _CLAUSE_END = re.compile(
     r"[\r\n;\"|]|\\[rn]|,(?=\s)|\.(?=\s+[A-Z])|\s(?=[\w.\-]{1,64}(?:=|:(?:\s|\Z)))"
 )
+# A route of an application, "/reset/<token>/confirm" or "/reset/<string:token>/confirm".
+_ROUTE = re.compile(r"/<(?:[A-Za-z_]{1,32}:)?\Z")
 _WORD_BEFORE = re.compile(r"([A-Za-z0-9]{1,24}) \Z")
 _PART_HEAD = re.compile(r"[^\r\n]{0,200}\r?\n(?:[^\r\n]{1,200}\r?\n){0,4}\r?\n")
 _PART_END = re.compile(r"\r?\n--")
@@ -182,6 +185,8 @@ class PairRedactor:
                 return HARMLESS
         elif sign == ">" and before not in ("<", ":"):
             return HARMLESS  # a comparison
+        elif sign == ">" and text.startswith("/", match.end()) and _is_route(text, start):
+            return HARMLESS
         elif sign == ":" and before == "/" and text[match.end() - 1] == " ":
             return HARMLESS  # a path, as in "/oauth/token: 404"
         verdict = self._names.verdict(name)
@@ -310,7 +315,15 @@ def redact_bare_cookies(text: str) -> str:
 
 
 def _may_hold_pairs(text: str) -> bool:
-    return "=" in text or ":" in text or "</" in text or '",' in text or "'," in text
+    if "=" in text or ":" in text or '",' in text or "'," in text:
+        return True
+    # An element counts also where its end was cut off.
+    return "<" in text and ">" in text
+
+
+def _is_route(text: str, start: int) -> bool:
+    """Whether what begins at ``start`` is the name of a variable in a route."""
+    return _ROUTE.search(text, max(0, start - 35), start) is not None
 
 
 def _is_certain(match: re.Match[str], verdict: int) -> bool:

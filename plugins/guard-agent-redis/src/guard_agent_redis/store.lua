@@ -390,7 +390,7 @@ local function drop(gone)
   for _, field in ipairs(fields) do
     -- Another name may end like this one.
     local kind = string.sub(field, 1, -#gone - 2)
-    if kind == 'destination' or kind == 'leased' or string.match(kind, '^done:[nb]$')
+    if kind == 'destination' or kind == 'leased' or kind == 'elsewhere' or string.match(kind, '^done:[nb]$')
       or string.match(kind, '^dead:[nb]$') or string.match(kind, '^%a+:%d$') then
       meta[field], changed[field] = nil, nil
       call('HDEL', META, field)
@@ -1135,8 +1135,8 @@ function operations.stats(...)
 end
 
 -- destination, most records, after which id to begin in the streams 3, 2, 1 and 0
--- → records ever appended, whether that was all, where to go on in each stream,
--- {priority, rows, bodies} of what waits for the destination in each entry
+-- → records that ever came for the destination, how many of them wait, whether that was all, where
+-- to go on in each stream, {priority, rows, bodies} of what waits for it in each entry
 function operations.peek(destination, limit, ...)
   if is_unknown(destination) then return UNKNOWN end
   absorb_all()
@@ -1181,7 +1181,10 @@ function operations.peek(destination, limit, ...)
   -- A look must not fail because the server has no memory left; see stats.
   save(redis.pcall)
   changed = {}
-  return {number('appended:n'), all, from, found}
+  local appended = number('appended:n')
+  local came, wanted = appended - number('elsewhere:' .. destination),
+    appended - number('done:n:' .. destination)
+  return {came, wanted, all, from, found}
 end
 
 -- destination → letters
@@ -1221,6 +1224,7 @@ function operations.replay(destination, limit, max_n, max_b)
           note(other, priority, id, {slots = {}, top = 0}, false)
           add('done:n:' .. other, 1)
           add('done:b:' .. other, size)
+          add('elsewhere:' .. other, 1)
         end
       end
       replayed = replayed + 1

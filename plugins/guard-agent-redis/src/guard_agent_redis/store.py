@@ -418,25 +418,23 @@ class RedisStore(BufferStore):
 
     async def peek(self, destination: str, after: str | None, limit: int) -> Peeked:
         self._check(destination)
-        # Where the look before had come to: records appended by then, seen since, ids.
-        base, seen, ids = 0, 0, [_BEGINNING] * _STREAMS
-        if after is not None:
-            head, *ids = after.split(",")
-            base, seen = map(int, head.split("+"))
-        appended, all_seen, ends, parts = await self._run("peek", destination, limit, *ids)
+        # Where the looks before had come to: how many for this destination came until then, ids.
+        head, *ids = after.split(",") if after is not None else ("", *[_BEGINNING] * _STREAMS)
+        all_came, waiting, all_seen, ends, parts = await self._run("peek", destination, limit, *ids)
+        came = int(head) if after is not None else all_came - waiting
         records = [
             record
             for at in range(0, len(parts), 3)
             for record in codec.decode(parts[at], parts[at + 1], parts[at + 2])
         ]
         records.sort(key=lambda record: record.accepted_at)
-        seen += len(records)
+        came += len(records)
         passed = 0
         if all_seen or not limit:
             # Less than before was appended to a store that was built anew meanwhile.
-            passed = max(appended - base - seen, 0) if after is not None and limit else 0
-            base, seen = appended, 0
-        position = ",".join([f"{base}+{seen}", *(end.decode() for end in ends)])
+            passed = max(all_came - came, 0) if limit else 0
+            came = all_came
+        position = ",".join([str(came), *(end.decode() for end in ends)])
         return Peeked(records, position, passed)
 
     async def replay(self, destination: str, limit: int) -> int:

@@ -607,7 +607,7 @@ function requestRow(request) {
     bytes(request.size), bytes(request.wire) + ratio, request.ms === undefined ? "" : request.ms.toFixed(1),
     SIGNATURES[request.signature] ?? "–", remarks.join(", "),
   ];
-  const row = make("tr", {"data-state": look, "data-report": request.path.endsWith("/status")}, ...cells.map((text, index) => make("td", {class: index > 2 && index < 8 ? "num" : null}, text)));
+  const row = make("tr", {"data-state": look, "data-report": request.report || request.path.endsWith("/status")}, ...cells.map((text, index) => make("td", {class: index > 2 && index < 8 ? "num" : null}, text)));
   return row;
 }
 
