@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from guard_agent.core.interfaces import Fields, Kind, TextRules
-    from guard_agent.core.reentry import Mark
 
     GlanceFunction = Callable[[dict[str, Any]], Fields | None]
     _Replaced = tuple[tuple[str, str], ...]
@@ -52,11 +51,9 @@ class Glance:
     remembered is only ever added to or emptied.
     """
 
-    def __init__(self, kind: Kind, rules: Iterable[TextRules], inside: Mark) -> None:
-        """``inside`` is set while the rules, which are of plugins, are asked."""
+    def __init__(self, kind: Kind, rules: Iterable[TextRules]) -> None:
         self._rules = tuple(rules)
         self._keeps = tuple(one.keeps for one in self._rules)
-        self._inside = inside
         self._known: set[str] = set()
         self._replaced: dict[tuple[str, ...], _Replaced] = {}
         model = SecurityEvent if kind == "event" else SecurityMetric
@@ -231,7 +228,6 @@ class Glance:
         if not all(type(name) is str for name in names) or sum(map(len, names)) > MAX_TEXT:
             return None
         replaced: dict[str, str] = {}
-        before, self._inside.agent = self._inside.agent, True
         try:
             for rules in self._rules:
                 found: Mapping[str, str] | None = rules.replaced(names)
@@ -243,8 +239,6 @@ class Glance:
             if issubclass(type(error), SystemExit) and ends_the_application():
                 raise
             return None
-        finally:
-            self._inside.agent = before
         if replaced and not self._pass(list(replaced.values())):
             return None
         if len(self._replaced) >= _REMEMBERED_NAMES:
@@ -258,8 +252,6 @@ class Glance:
         size = len("".join(texts))
         if size > _REMEMBERED_TEXT and max(map(len, texts)) > MAX_TEXT:
             return False
-        known, inside = self._known, self._inside
-        before, inside.agent = inside.agent, True
         try:
             for keeps in self._keeps:
                 if not keeps(texts):
@@ -268,8 +260,7 @@ class Glance:
             if issubclass(type(error), SystemExit) and ends_the_application():
                 raise
             return False
-        finally:
-            inside.agent = before
+        known = self._known
         if len(known) >= _REMEMBERED:
             known.clear()
         if size > _REMEMBERED_TEXT:

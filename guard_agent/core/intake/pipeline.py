@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         AbsorbFunction,
         AggregateFunction,
         Aggregator,
-        EncodeFunction,
         Enricher,
         EnrichFunction,
         Fields,
@@ -163,37 +162,61 @@ class Pipeline:
     def _compile_taker(
         self, kind: Kind, bound: Sequence[_Bound], aggregator: Aggregator | None
     ) -> TakeFunction:
-        finish: EncodeFunction = partial(self._enrich_and_encode, kind)
-        seal: EncodeFunction = self._seal_event if kind == "event" else self._seal_metric
-        glance = _glance(kind, bound, self._inside)
-        if aggregator is None:
-            long_way = self._guard(kind, _long_way(kind, finish))
-            return long_way if glance is None else _quick_way(kind, glance.copy, seal, long_way)
-        long_way = self._guard(kind, _long_way(kind, aggregator.bind(kind, finish) or finish))
-        if glance is None:
-            take = long_way
-        else:
-            merge = aggregator.bind(kind, seal) or seal
-            take = self._guard(kind, _quick_way(kind, glance.copy, merge, long_way))
-        early = aggregator.bind_early(kind)
-        return take if early is None else self._early_way(kind, early, take)
+        finish: AggregateFunction = partial(self._enrich_and_encode, kind)
+        seal: AggregateFunction = self._seal_event if kind == "event" else self._seal_metric
+        glance = _glance(kind, bound)
+        absorb = None
+        if aggregator is not None:
+            finish = aggregator.bind(kind, partial(self._enrich_and_encode, kind)) or finish
+            if glance is not None:
+                seal = aggregator.bind(kind, seal) or seal
+            absorb = aggregator.bind_early(kind)
+        long_way = self._guard(kind, _long_way(kind, finish))
+        if glance is None and absorb is None:
+            return long_way
+        copy = _pass_on if glance is None else glance.copy
+        return self._quick_way(kind, absorb or _absorb_nothing, copy, seal, long_way)
 
-    def _early_way(self, kind: Kind, absorb: AbsorbFunction, take: TakeFunction) -> TakeFunction:
+    def _quick_way(
+        self,
+        kind: Kind,
+        absorb: AbsorbFunction,
+        copy: GlanceFunction,
+        seal: AggregateFunction,
+        long_way: TakeFunction,
+    ) -> TakeFunction:
+        """`_long_way` and `_guard` in one, because a call costs as much as a text."""
         model, inside = _MODELS[kind], self._inside
+        absorbs = absorb is not _absorb_nothing
 
-        def take_unless_absorbed(source: Any) -> Record | DropReason | None:
-            if type(source) is model:
-                before, inside.agent = inside.agent, True
+        def take(source: Any) -> Record | DropReason | None:
+            if type(source) is not model:
+                return long_way(source)
+            before, inside.agent = inside.agent, True
+            try:
+                values = source.__dict__
                 try:
-                    if absorb(source.__dict__):
+                    if absorbs and absorb(values):
                         return None
-                except (Exception, SystemExit):  # noqa: BLE001, S110 - a plugin, which has another
-                    pass
-                finally:
-                    inside.agent = before
-            return take(source)
+                except (Exception, SystemExit) as error:  # of a plugin, which has another function
+                    if issubclass(type(error), SystemExit) and ends_the_application():
+                        raise
+                try:
+                    fields = None if source.__pydantic_extra__ else copy(values)
+                except Exception:  # noqa: BLE001 - a model that is not whole, keys of foreign
+                    # classes: the long way deals with them.
+                    fields = None
+                if fields is not None:
+                    return seal(fields)
+            except (Exception, SystemExit) as error:  # it is in the host's request
+                if issubclass(type(error), SystemExit) and ends_the_application():
+                    raise
+                return self._without_aggregator(kind, source, error)
+            finally:
+                inside.agent = before
+            return long_way(source)
 
-        return take_unless_absorbed
+        return take
 
     def _guard(self, kind: Kind, take: TakeFunction) -> TakeFunction:
         """``take``, in which code of plugins runs: it may fail, and record things itself."""
@@ -326,29 +349,19 @@ def _long_way(kind: Kind, finish: AggregateFunction) -> TakeFunction:
     return take
 
 
-def _quick_way(
-    kind: Kind, copy: GlanceFunction, seal: AggregateFunction, long_way: TakeFunction
-) -> TakeFunction:
-    model = _MODELS[kind]
-
-    def take(source: Any) -> Record | DropReason | None:
-        if type(source) is not model:
-            return long_way(source)
-        try:
-            fields = None if source.__pydantic_extra__ else copy(source.__dict__)
-        except Exception:  # noqa: BLE001 - a model that is not whole, keys of foreign classes: the
-            # long way deals with them.
-            fields = None
-        return long_way(source) if fields is None else seal(fields)
-
-    return take
+def _absorb_nothing(values: Mapping[str, Any]) -> bool:  # noqa: ARG001 - it looks at nothing
+    return False
 
 
-def _glance(kind: Kind, bound: Sequence[_Bound], inside: Mark) -> Glance | None:
+def _pass_on(values: dict[str, Any]) -> Fields | None:  # noqa: ARG001 - the same
+    return None
+
+
+def _glance(kind: Kind, bound: Sequence[_Bound]) -> Glance | None:
     """The quick way through the enrichers; None when one of them has to be called."""
     rules = [enricher.text_rules(kind) for enricher, _ in bound]
     told = [one for one in rules if one is not None]
-    return Glance(kind, told, inside) if len(told) == len(rules) else None
+    return Glance(kind, told) if len(told) == len(rules) else None
 
 
 def _id_generator() -> Callable[[], str]:
