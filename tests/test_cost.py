@@ -122,7 +122,7 @@ def taker(kind, **settings):
         ("event", False, {"steps": 1.9, "calls": 1.8}),
         ("event", True, {"steps": 2.2, "calls": 2.3}),
         ("metric", False, {"steps": 2.9, "calls": 2.0}),
-        ("metric", True, {"steps": 3.2, "calls": 2.9}),
+        ("metric", True, {"steps": 2.2, "calls": 1.9}),
     ],
 )
 def test_taking_a_record_costs_at_most_so_many_times_the_reference(kind, rollup, most):

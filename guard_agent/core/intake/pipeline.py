@@ -162,14 +162,16 @@ class Pipeline:
     def _compile_taker(
         self, kind: Kind, bound: Sequence[_Bound], aggregator: Aggregator | None
     ) -> TakeFunction:
-        finish: AggregateFunction = partial(self._enrich_and_encode, kind)
-        seal: AggregateFunction = self._seal_event if kind == "event" else self._seal_metric
+        encode: EncodeFunction = partial(self._enrich_and_encode, kind)
+        encode_quickly: EncodeFunction = self._seal_event if kind == "event" else self._seal_metric
+        finish: AggregateFunction = encode
+        seal: AggregateFunction = encode_quickly
         glance = _glance(kind, bound)
         absorb = None
         if aggregator is not None:
-            finish = aggregator.bind(kind, partial(self._enrich_and_encode, kind)) or finish
+            finish = aggregator.bind(kind, encode) or encode
             if glance is not None:
-                seal = aggregator.bind(kind, seal) or seal
+                seal = aggregator.bind(kind, encode_quickly) or encode_quickly
             absorb = aggregator.bind_early(kind)
         long_way = self._guard(kind, _long_way(kind, finish))
         if glance is None and absorb is None:
