@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         AbsorbFunction,
         AggregateFunction,
         Aggregator,
+        EncodeFunction,
         Enricher,
         EnrichFunction,
         Fields,
