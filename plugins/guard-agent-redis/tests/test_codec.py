@@ -50,13 +50,13 @@ def test_nothing_makes_no_chunk():
     [
         ([60] * 1000, [1000]),
         ([60] * 1001, [1000, 1]),
-        ([32_768, 32_768], [2]),
-        ([32_768, 32_768, 100], [2, 1]),
-        ([200_000, 100], [1, 1]),
-        ([100, 65_536, 100], [1, 1, 1]),
+        ([655_360, 655_360], [2]),
+        ([655_360, 655_360, 100], [2, 1]),
+        ([2_000_000, 100], [1, 1]),
+        ([100, 1_310_720, 100], [1, 1, 1]),
     ],
 )
-def test_a_chunk_holds_a_thousand_records_or_64_kib(sizes, amounts):
+def test_a_chunk_holds_a_thousand_records_or_1280_kib(sizes, amounts):
     records = [
         Record(f"r{n}", "event", Priority.CHANGE, b"x" * size, float(n))
         for n, size in enumerate(sizes)

@@ -49,17 +49,17 @@ async def test_a_partly_settled_entry_stays_until_its_last_record_is_settled(ser
         assert server.command("XLEN", stream) == 0
 
 
-async def test_an_entry_holds_no_more_than_64_kib_besides_a_single_large_record(server, kit):
-    async with kit.opened(server.url) as store:
-        await store.append(make_records(40, size=4096), evict=True)
-        await store.append([make_record(41, size=200_000), make_record(42)], evict=True)
+async def test_an_entry_holds_no_more_than_1280_kib_besides_a_single_large_record(server, kit):
+    async with kit.opened(server.url, max_bytes=1 << 24) as store:
+        await store.append(make_records(40, size=1 << 16), evict=True)
+        await store.append([make_record(41, size=2_000_000), make_record(42)], evict=True)
 
         stream = f"{store._base}records:{int(Priority.CHANGE)}"
         sizes = [int(fields[5]) for _, fields in raw_entries(server, stream)]
 
-        assert sizes[:3] == [16 * 4096, 16 * 4096, 8 * 4096]
-        assert sizes[3] == 200_000
-        assert len(sizes) == 5
+        assert sizes[:2] == [20 << 16, 20 << 16]
+        assert sizes[2] == 2_000_000
+        assert len(sizes) == 4
 
 
 def raw_entries(server, stream):

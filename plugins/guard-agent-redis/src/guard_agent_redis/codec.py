@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 MAX_CHUNK_RECORDS = 1000
-MAX_CHUNK_BYTES = 64 * 1024
+MAX_CHUNK_BYTES = 1280 * 1024
 """
 An entry frees its memory with the last of its records, so one that stays behind holds on to the
-others: the price of a record that nobody takes is bounded by this.
+others: the price of a record that nobody takes is bounded by this. An append of 1,000 events is one
+entry at their usual size.
 """
 
 # Payload bytes, id bytes, whether it is a metric, time of acceptance.

@@ -22,6 +22,8 @@ local HORIZON = 30 * 24 * 3600 * 1000 -- ms; see `due`
 local ZERO = '0-0'
 local SHARE = 8 -- LEASE_SHARE of guard_agent
 local STEP = 1000 -- most arguments of one command: Lua's stack has room for about 8,000
+local WORTH = 64 * 1024 -- payload bytes of a batch from which on others are leased with it
+local GULP = 256 * 1024 -- bytes of entries that are read at once to look for something
 
 local call = redis.call
 
@@ -29,18 +31,33 @@ local function stream(priority) return BASE .. 'records:' .. priority end
 local function states(destination) return BASE .. 'state:' .. destination end
 local function dead(destination) return BASE .. 'dead:' .. destination end
 
+-- The server's clock, which stands still for the script.
+local asked
 local function milliseconds()
-  local now = call('TIME')
-  return tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+  if not asked then
+    local now = call('TIME')
+    asked = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+  end
+  return asked
+end
+
+-- A write that is done whether or not there is memory left.
+local function insist(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err then
+    call('HDEL', META, '') -- changes nothing, but is a write that needs no memory: see above
+    return call(...)
+  end
+  return reply
 end
 
 -- `before` .. words .. `after`, in steps that fit the stack.
-local function call_many(before, words, after)
+local function call_many(before, words, after, with)
   for first = 1, #words, STEP do
     local command = {unpack(before)}
     for i = first, math.min(first + STEP - 1, #words) do command[#command + 1] = words[i] end
     for _, word in ipairs(after or {}) do command[#command + 1] = word end
-    call(unpack(command))
+    (with or call)(unpack(command))
   end
 end
 
@@ -155,6 +172,15 @@ local function measure(entry)
   return position == #entry.b and size == entry.s
 end
 
+-- How many entries to read so that about `bytes` come, when they are like these; at most `most`.
+local function how_many(items, bytes, most)
+  local size = 0
+  for _, item in ipairs(items) do
+    for _, word in ipairs(item[2]) do size = size + #word end
+  end
+  return math.max(math.min(math.ceil(bytes * #items / math.max(size, 1)), most), 1)
+end
+
 -- The entry of a stream as a table; nil when it is not one of ours.
 local function parse(priority, item)
   local fields = {}
@@ -181,15 +207,21 @@ local function absorb(priority, id, entry)
 end
 
 local function absorb_all()
-  while true do
-    local found = call('XREAD', 'COUNT', 64, 'STREAMS', stream(3), stream(2), stream(1), stream(0),
-      meta['counted:3'] or ZERO, meta['counted:2'] or ZERO, meta['counted:1'] or ZERO,
+  -- Single records come with a plain XADD; but with new books everything is counted anew.
+  local count, more = number('appended:n') > 0 and 64 or 1, true
+  while more do
+    local found = call('XREAD', 'COUNT', count, 'STREAMS', stream(3), stream(2), stream(1),
+      stream(0), meta['counted:3'] or ZERO, meta['counted:2'] or ZERO, meta['counted:1'] or ZERO,
       meta['counted:0'] or ZERO)
-    if not found then return end
-    for _, part in ipairs(found) do
+    more = false
+    local next_count = 64
+    for _, part in ipairs(found or {}) do
       local priority = tonumber(string.sub(part[1], -1))
       for _, item in ipairs(part[2]) do absorb(priority, item[1], parse(priority, item)) end
+      more = more or #part[2] == count
+      next_count = math.min(next_count, how_many(part[2], GULP, 64))
     end
+    count = next_count
   end
 end
 
@@ -282,9 +314,6 @@ end
 local function due(till) return string.format('%.0f', till - HORIZON) end
 
 local function flush(consumer)
-  if next(pending.sets) and not next(pending.acks) and not next(pending.claims) then
-    call('HDEL', META, '') -- changes nothing, but is a write that needs no memory: see above
-  end
   for name, parts in pairs(pending.acks) do
     for priority, ids in pairs(parts) do call_many({'XACK', stream(priority), name}, ids) end
   end
@@ -300,7 +329,7 @@ local function flush(consumer)
     end
   end
   for name, parts in pairs(pending.drops) do call_many({'HDEL', states(name)}, parts[1]) end
-  for name, parts in pairs(pending.sets) do call_many({'HSET', states(name)}, parts[1]) end
+  for name, parts in pairs(pending.sets) do call_many({'HSET', states(name)}, parts[1], {}, insist) end
   pending = {sets = {}, drops = {}, acks = {}, claims = {}, deletes = {}}
 end
 
@@ -354,11 +383,11 @@ local function drop(gone)
   end
   absorb_all()
   for priority = 0, 3 do
-    local from = '-'
+    local from, count = '-', 1
     while true do
-      local items = call('XRANGE', stream(priority), from, '+', 'COUNT', 64)
+      local items = call('XRANGE', stream(priority), from, '+', 'COUNT', count)
       if #items == 0 then break end
-      from = '(' .. items[#items][1]
+      from, count = '(' .. items[#items][1], how_many(items, GULP, 64)
       for _, item in ipairs(items) do
         local entry, field = parse(priority, item), priority .. ':' .. item[1]
         local wanted, left = {}, false
@@ -572,7 +601,8 @@ function operations.append(token, evict, max_n, max_b, order, ...)
   -- What can be evicted, by priority, the oldest first: read as far as it is needed.
   local sources = {}
   for priority = 0, 3 do
-    sources[priority] = {first = 1, last = 0, victims = {}, n = 0, b = 0, from = '-', dry = false}
+    sources[priority] =
+      {first = 1, last = 0, victims = {}, n = 0, b = 0, from = '-', count = 1, dry = false}
   end
 
   local function offer(source, victim)
@@ -598,13 +628,15 @@ function operations.append(token, evict, max_n, max_b, order, ...)
 
   local function read_on(priority)
     local source = sources[priority]
-    local items = call('XRANGE', stream(priority), source.from, '+', 'COUNT', 8)
+    local count = source.count
+    local items = call('XRANGE', stream(priority), source.from, '+', 'COUNT', count)
     local fields = {}
     for i, item in ipairs(items) do fields[i] = priority .. ':' .. item[1] end
     local raw = {}
     if #items > 0 then
       for _, name in ipairs(NAMES) do raw[name] = get_many(states(name), fields) end
       source.from = '(' .. items[#items][1]
+      source.count = how_many(items, GULP, 8)
     end
     for i, item in ipairs(items) do
       local entry = parse(priority, item)
@@ -620,7 +652,7 @@ function operations.append(token, evict, max_n, max_b, order, ...)
         offer_entry(source, entry, views)
       end
     end
-    if #items < 8 then
+    if #items < count then
       source.dry = true
       for _, newcomer in ipairs(fresh[priority]) do offer(source, newcomer) end
     end
@@ -759,18 +791,21 @@ end
 
 operations.retract = retract
 
--- destination, consumer, presence (ms), lease, most records, most bytes, ttl (ms)
+-- destination, consumer, presence (ms), lease, most records, most bytes, ttl (ms), batches
 -- → {priority, id, position of the first record, rows, bodies} ... one for each run of records
-function operations.lease(destination, consumer, presence, lease, max_n, max_b, ttl)
+--
+-- The bounds are those of a batch; several are taken when they are large and one priority waits.
+function operations.lease(destination, consumer, presence, lease, max_n, max_b, ttl, batches)
   if is_unknown(destination) then return UNKNOWN end
-  max_n, max_b = tonumber(max_n), tonumber(max_b)
+  max_n, max_b, batches = tonumber(max_n), tonumber(max_b), tonumber(batches)
   local found = call('XREAD', 'COUNT', 1, 'STREAMS', stream(3), stream(2), stream(1), stream(0),
     mark('cursor', destination, 3), mark('cursor', destination, 2),
     mark('cursor', destination, 1), mark('cursor', destination, 0))
   if not found then return {} end
+  if #found > 1 then batches = 1 end
   local now = milliseconds()
   local mine = {lease = lease, till = now + math.min(tonumber(ttl), HORIZON)}
-  local runs, taken, bytes, full = {}, 0, 0, false
+  local runs, total, taken, bytes, full = {}, 0, 0, 0, false
   -- What of it a priority may take, so that something is left for those below that wait.
   local most_n, most_b = max_n, max_b
 
@@ -791,10 +826,12 @@ function operations.lease(destination, consumer, presence, lease, max_n, max_b, 
       local ready = slot and slot.lease == '' and slot.till <= now
       if ready and not full then
         local size = entry.sizes[position]
-        if taken >= most_n or (taken > 0 and bytes + size > most_b) then
-          full = true
-        else
-          taken, bytes, touched = taken + 1, bytes + size, true
+        full = taken >= most_n or (taken > 0 and bytes + size > most_b)
+        if full and batches > 1 and bytes >= WORTH then
+          batches, taken, bytes, full = batches - 1, 0, 0, false
+        end
+        if not full then
+          total, taken, bytes, touched = total + 1, taken + 1, bytes + size, true
           state.slots[position] = mine
           first = first or position
           slot = mine
@@ -842,14 +879,15 @@ function operations.lease(destination, consumer, presence, lease, max_n, max_b, 
         if clear then set_mark('cursor', destination, priority, item[1]) end
       end
       if full or #items < count then break end
-      count = math.min(count * 2, 64)
+      local wanted = math.min(batches * max_b - bytes, 8 * GULP)
+      count = how_many(items, wanted, math.min(batches * max_n, 64))
       items = call('XRANGE', stream(priority), '(' .. items[#items][1], '+', 'COUNT', count)
     end
     if full and (lower == 0 or taken >= max_n) then break end
   end
   flush(consumer)
-  add('leased:' .. destination, taken)
-  if taken > 0 then renew(consumer, tonumber(presence)) end
+  add('leased:' .. destination, total)
+  if total > 0 then renew(consumer, tonumber(presence)) end
   return runs
 end
 
@@ -1052,9 +1090,10 @@ function operations.forget(consumer, age, ...)
   for _, word in ipairs({...}) do doubtful[word] = true end
   local from = string.format('%.0f', math.max(milliseconds() - tonumber(age), 0))
   for priority = 0, 3 do
-    local first = from
+    local first, count = from, 1
     repeat
-      local items = call('XRANGE', stream(priority), first, '+', 'COUNT', 64)
+      local items = call('XRANGE', stream(priority), first, '+', 'COUNT', count)
+      count = how_many(items, GULP, 64)
       for _, item in ipairs(items) do
         for i = 1, #item[2] - 1, 2 do
           if item[2][i] == 't' and doubtful[item[2][i + 1]] then
@@ -1081,7 +1120,7 @@ local function oldest(destination)
     local command = {'XREAD', 'COUNT', count, 'STREAMS'}
     for _, priority in ipairs(open) do command[#command + 1] = stream(priority) end
     for _, priority in ipairs(open) do command[#command + 1] = marks[priority] end
-    open = {}
+    open, count = {}, 64
     for _, part in ipairs(call(unpack(command)) or {}) do
       local priority = tonumber(string.sub(part[1], -1))
       local fields, found = {}, false
@@ -1102,9 +1141,11 @@ local function oldest(destination)
         if found then break end
         marks[priority] = item[1]
       end
-      if not found then open[#open + 1] = priority end
+      if not found then
+        open[#open + 1] = priority
+        count = math.min(count, how_many(part[2], GULP, 64))
+      end
     end
-    count = math.min(count * 4, 64)
   end
   for priority = 0, 3 do set_mark('low', destination, priority, marks[priority]) end
   return best and string.format('%.17g', best)
@@ -1143,15 +1184,16 @@ function operations.peek(destination, limit, ...)
   limit = tonumber(limit)
   local from, found, taken, all = {...}, {}, 0, 1
   for place = 1, 4 do
-    local priority = 4 - place
+    local priority, count = 4 - place, 1
     if limit == 0 then from[place] = meta['counted:' .. priority] or ZERO end
     while limit > 0 do
       if taken >= limit then
         all = 0
         break
       end
-      local items = call('XRANGE', stream(priority), '(' .. from[place], '+', 'COUNT', 16)
+      local items = call('XRANGE', stream(priority), '(' .. from[place], '+', 'COUNT', count)
       if #items == 0 then break end
+      count = how_many(items, GULP, 16)
       local fields = {}
       for i, item in ipairs(items) do fields[i] = priority .. ':' .. item[1] end
       local raw = get_many(states(destination), fields)

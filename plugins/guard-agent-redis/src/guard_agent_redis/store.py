@@ -5,7 +5,7 @@ The store ``redis``: records wait in Redis Streams, shared by all processes of a
 
 ``records:3`` … ``records:0``
     A stream for each priority. An entry holds records of one append: a single one in a trickle,
-    up to 1,000 or 64 KiB in a burst. Each destination is a consumer group of each stream, each
+    up to 1,000 or 1.25 MiB in a burst. Each destination is a consumer group of each stream, each
     process a consumer. Nothing trims a stream; an entry is deleted when every destination is done
     with all its records.
 ``state:<destination>``
@@ -26,6 +26,11 @@ partial acknowledgements are exact. A lease claims whole entries for the consume
 a time of delivery from which ``XAUTOCLAIM`` tells by the server's clock when the lease is over) and
 notes in the state which records of them it holds. When the last record of an entry is settled, the
 entry is acknowledged and deleted together (``XACK``, ``XDEL``).
+
+**A burst** of 3,000 events costs less than 0.05 commands for each of them, or 0.08 where the
+collector is slow: an append of it is one entry for each priority, and a process that delivers
+quickly leases several batches with one call (`prefetch`). Whoever looks (``stats``), and a release,
+give back first what of it is not handed out.
 
 **Bounds** are checked before an append. While the store is less than half full a process may add
 single entries with a plain ``XADD``, up to 1/128 of the bounds (one hundred-and-twenty-eighth)
@@ -72,6 +77,7 @@ from guard_agent_redis.errors import (
     translate,
 )
 from guard_agent_redis.link import Link
+from guard_agent_redis.prefetch import HOLD, Prefetch
 from guard_agent_redis.server import check_version, find_hazards
 from guard_agent_redis.settings import RedisSettings
 
@@ -83,6 +89,8 @@ logger = logging.getLogger("guard_agent.redis")
 _BEGINNING = "0-0"
 _STREAMS = 4
 _SHARE = 128
+_PREFETCH_SHARE = 4
+"""A process leases ahead a fourth of what the store may hold at most."""
 _ALLOWANCE_TIME = 10.0
 """Seconds for which an allowance is good; the agent asks for statistics every 5."""
 _MAX_IDS = 1000
@@ -130,6 +138,11 @@ class RedisStore(BufferStore):
         self._opened_at = 0.0
         # What may be added without asking: records, bytes, and until when.
         self._allowance = (0, 0, 0.0)
+        self._hold = min(HOLD, settings.presence / 4)
+        self._prefetched = {name: Prefetch(self._hold) for name in self._names}
+        # What was leased ahead and has to go back, and what sees to it in time.
+        self._unwanted: deque[Lease] = deque()
+        self._returning: set[asyncio.Task[None]] = set()
         self._junk = 0
         self._resets = 0
         self._was_there = False
@@ -186,6 +199,7 @@ class RedisStore(BufferStore):
         if beating is not None:
             beating.cancel()
             await asyncio.wait({beating})
+        await self._return_at_the_end()
         link, self._link = self._link, None
         if link is None:
             return
@@ -205,6 +219,7 @@ class RedisStore(BufferStore):
             await asyncio.sleep(self.settings.presence / 3)
             try:
                 await self._attempt("present", self._consumer, self._presence)
+                await self._return_unwanted()
             except StoreUnavailableError as error:
                 logger.debug("cannot say that we are there: %s", error)
 
@@ -299,6 +314,14 @@ class RedisStore(BufferStore):
         self._check(destination)
         if max_records < 1:
             return None
+        link, prefetched, now = self._connected(), self._prefetched[destination], time.monotonic()
+        if prefetched and not link.is_down:
+            batch = prefetched.cut(max_records, max_bytes, ttl, now)
+            if batch is not None:
+                return batch
+        await self._return_prefetched(destination)
+        room, space = self._max_records // _PREFETCH_SHARE, self._max_bytes // _PREFETCH_SHARE
+        batches = prefetched.batches(room, space // max(max_bytes, 1), ttl)
         name = f"{self._consumer}.{next(self._numbers)}"
         leasing = self._attempt(
             "lease",
@@ -308,24 +331,82 @@ class RedisStore(BufferStore):
             name,
             max_records,
             max_bytes,
-            math.ceil(ttl * 1000),
+            math.ceil((ttl + self._hold if batches > 1 else ttl) * 1000),
+            batches,
         )
-        runs = await self._connected().settled(
+        runs = await link.settled(
             self._sure(name, leasing),
             lambda reply: self._give_back(Lease(name, destination, _decode(reply))),
         )
-        return Lease(name, destination, _decode(runs)) if runs else None
+        if not runs:
+            return None
+        prefetched.put(Lease(name, destination, _decode(runs)), ttl, now)
+        batch = prefetched.cut(max_records, max_bytes, ttl, now)
+        if prefetched:
+            returning = asyncio.ensure_future(self._return_late(prefetched))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+        return batch
 
     async def _give_back(self, lease: Lease) -> None:
-        await self.release(lease, list(lease.entries))
+        await self._settle("release", lease, list(lease.entries))
+
+    # --- what was leased ahead ------------------------------------------------------------------
+
+    async def _return_prefetched(self, *names: str) -> None:
+        """Give back what was leased ahead, for some destinations or for all."""
+        for name in names or self._names:
+            if (lease := self._prefetched[name].drain()) is not None:
+                self._unwanted.append(lease)
+        await self._return_unwanted()
+
+    async def _return_unwanted(self) -> None:
+        while self._unwanted:
+            lease = self._unwanted[0]
+            await self._give_back(lease)
+            # Another task may have done it meanwhile; given back twice does no harm.
+            if self._unwanted and self._unwanted[0] is lease:
+                self._unwanted.popleft()
+
+    async def _return_late(self, prefetched: Prefetch) -> None:
+        """Give back what nobody has fetched in time; what fails is repeated with the next beat."""
+        await asyncio.sleep(self._hold)
+        if prefetched and prefetched.is_stale(time.monotonic()):
+            if (lease := prefetched.drain()) is not None:
+                self._unwanted.append(lease)
+            try:
+                await self._return_unwanted()
+            except StoreUnavailableError as error:
+                logger.debug("cannot give back what was leased ahead: %s", error)
+
+    async def _return_at_the_end(self) -> None:
+        for returning in self._returning:
+            returning.cancel()
+        if self._returning:
+            await asyncio.wait(self._returning)
+        try:
+            if self._link is not None and self._opened_at and not self._link.is_down:
+                await self._return_prefetched()
+        except StoreUnavailableError as error:
+            # Others get it as soon as they see that we are gone.
+            logger.debug("cannot give back what was leased ahead: %s", error)
+        for prefetched in self._prefetched.values():
+            prefetched.drain()
+        self._unwanted.clear()
 
     # --- what becomes of a lease ----------------------------------------------------------------
 
     async def ack(self, lease: Lease, ids: Sequence[str]) -> int:
-        return await self._settle("ack", lease, ids)
+        count = await self._settle("ack", lease, ids)
+        self._prefetched[lease.destination].acked(time.monotonic())
+        return count
 
     async def release(self, lease: Lease, ids: Sequence[str], delay: float = 0.0) -> int:
-        return await self._settle("release", lease, ids, delay=delay)
+        count = await self._settle("release", lease, ids, delay=delay)
+        # What was leased ahead is younger, and would go before what is ready again.
+        self._prefetched[lease.destination].failed()
+        await self._return_prefetched(lease.destination)
+        return count
 
     async def bury(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
         return await self._settle("bury", lease, ids, reason=reason)
@@ -386,6 +467,7 @@ class RedisStore(BufferStore):
     # --- looking --------------------------------------------------------------------------------
 
     async def stats(self) -> dict[str, DestinationDepth]:
+        await self._return_prefetched()
         held, size, junk, *depths = await self._run("stats", *self._names)
         self._allow(held, size)
         if junk > self._junk:
