@@ -250,7 +250,7 @@ class Glance:
         if len(texts) > MAX_UNKNOWN:
             return False
         size = len("".join(texts))
-        if size > _REMEMBERED_TEXT and max(map(len, texts)) > MAX_TEXT:
+        if size > MAX_TEXT and max(map(len, texts)) > MAX_TEXT:
             return False
         try:
             for keeps in self._keeps:
@@ -263,7 +263,7 @@ class Glance:
         known = self._known
         if len(known) >= _REMEMBERED:
             known.clear()
-        if size > _REMEMBERED_TEXT:
+        if size > MAX_TEXT:
             texts = [text for text in texts if len(text) <= _REMEMBERED_TEXT]
         known.update(texts)
         return True

@@ -115,14 +115,15 @@ class PairRedactor:
 
         A False says nothing.
         """
-        if "; " in text:  # it may be a cookie
+        if ";" in text and "; " in text:  # it may be a cookie
             return False
         boring = self._boring
         *before, _ = text.encode().translate(_NAMES_AND_SIGNS).decode("ascii").split("=")
         for words in before:
-            for name in words.rsplit(None, 1)[-1:]:
-                if name not in boring and not self._is_boring(name):
-                    return False
+            before_sign = words.rstrip() if words.endswith(" ") else words
+            name = before_sign[before_sign.rfind(" ") + 1 :]
+            if name and name not in boring and not self._is_boring(name):
+                return False
         return True
 
     def _is_boring(self, name: str) -> bool:
