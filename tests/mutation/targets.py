@@ -159,6 +159,7 @@ TARGETS = {
     "redis": _redis("__init__", "tests/test_contract.py"),
     "redis-store": _redis("store", *_REDIS),
     "redis-codec": _redis("codec", "tests/test_codec.py"),
+    "redis-prefetch": _redis("prefetch", "tests/test_prefetch.py"),
     "redis-link": _redis("link", "tests/test_link.py"),
     "redis-errors": _redis("errors", "tests/test_errors.py"),
     "redis-server": _redis("server", "tests/test_link.py"),
