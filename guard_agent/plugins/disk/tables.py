@@ -101,6 +101,16 @@ class Dropped(NamedTuple):
     records: int
 
 
+def _complete(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    # Another process may have been faster.
+    ((version,),) = connection.execute("PRAGMA user_version")
+    if version == 1:
+        connection.execute(_TO_2)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
+
+
 def make_tables(connection: sqlite3.Connection) -> bool:
     """
     Make the tables in a new file, or complete those of an earlier version.
@@ -116,10 +126,7 @@ def make_tables(connection: sqlite3.Connection) -> bool:
     ((objects,),) = connection.execute("SELECT count(*) FROM sqlite_master")
     if application == APPLICATION_ID and version in (1, VERSION):
         if version == 1:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(_TO_2)
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-            connection.execute("COMMIT")
+            _complete(connection)
         return False
     if objects:
         msg = (
