@@ -936,7 +936,7 @@ async def test_l04_the_own_address_is_never_banned():
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError:
-            pytest.skip("this machine has no way to the internet")
+            pytest.skip("no network: this machine has no address of its own to be banned")
         own = probe.getsockname()[0]
     bench = Bench(rule_set(ip_blacklist=[own]), never_block=[], allow_broad_rules=True)
     await bench.refresh()

@@ -19,9 +19,9 @@ def gzip(request, monkeypatch):
     """The function where isal is installed, and where it is not."""
     if request.param == "zlib":
         monkeypatch.setitem(sys.modules, "isal", None)
-    else:
-        pytest.importorskip("isal")
-    yield importlib.reload(compression).gzip
+    module = importlib.reload(compression)
+    assert (module.fast is None) == (request.param == "zlib"), "isal is one of the tools of 'make'"
+    yield module.gzip
     monkeypatch.undo()
     importlib.reload(compression)
 
