@@ -59,7 +59,7 @@ class Glance:
         model = SecurityEvent if kind == "event" else SecurityMetric
         usable = self._learn_names(tuple(model.model_fields)) == ()
         compiled = self._look_at_events() if kind == "event" else self._look_at_metrics()
-        self.copy: GlanceFunction = compiled if usable else _pass_on
+        self.copy: GlanceFunction = compiled if usable else pass_on
         """
         Given the ``__dict__`` of a model without extra fields: the fields as all enrichers leave
         them, or None when that takes more than a glance. The timestamp stays a plain datetime and
@@ -235,8 +235,8 @@ class Glance:
                     return None
                 for name, marker in found.items():
                     replaced.setdefault(name, marker)
-        except (Exception, SystemExit) as error:  # of a plugin; the long way reports it
-            if issubclass(type(error), SystemExit) and ends_the_application():
+        except (Exception, SystemExit):  # of a plugin; the long way reports it
+            if ends_the_application():
                 raise
             return None
         if replaced and not self._pass(list(replaced.values())):
@@ -256,8 +256,8 @@ class Glance:
             for keeps in self._keeps:
                 if not keeps(texts):
                     return False
-        except (Exception, SystemExit) as error:  # of a plugin; the long way reports it
-            if issubclass(type(error), SystemExit) and ends_the_application():
+        except (Exception, SystemExit):  # of a plugin; the long way reports it
+            if ends_the_application():
                 raise
             return False
         known = self._known
@@ -269,6 +269,6 @@ class Glance:
         return True
 
 
-def _pass_on(values: dict[str, Any]) -> Fields | None:  # noqa: ARG001 - it is not looked at
+def pass_on(values: dict[str, Any]) -> Fields | None:  # noqa: ARG001 - it is not looked at
     """For kinds of which the rules say too little."""
     return None

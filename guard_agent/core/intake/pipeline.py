@@ -16,7 +16,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from guard_agent.core.helpers import get_current_timestamp
-from guard_agent.core.intake.glance import Glance
+from guard_agent.core.intake.glance import Glance, pass_on
 from guard_agent.core.intake.priority import EventPriorities
 from guard_agent.core.intake.signals import ends_the_application
 from guard_agent.core.intake.snapshot import MAX_NODES, TRUNCATED, scrub, snapshot
@@ -177,20 +177,19 @@ class Pipeline:
         long_way = self._guard(kind, _long_way(kind, finish))
         if glance is None and absorb is None:
             return long_way
-        copy = _pass_on if glance is None else glance.copy
-        return self._quick_way(kind, absorb or _absorb_nothing, copy, seal, long_way)
+        copy = pass_on if glance is None else glance.copy
+        return self._quick_way(kind, absorb, copy, seal, long_way)
 
     def _quick_way(
         self,
         kind: Kind,
-        absorb: AbsorbFunction,
+        absorb: AbsorbFunction | None,
         copy: GlanceFunction,
         seal: AggregateFunction,
         long_way: TakeFunction,
     ) -> TakeFunction:
         """`_long_way` and `_guard` in one, because a call costs as much as a text."""
         model, inside = _MODELS[kind], self._inside
-        absorbs = absorb is not _absorb_nothing
 
         def take(source: Any) -> Record | DropReason | None:
             if type(source) is not model:
@@ -199,10 +198,10 @@ class Pipeline:
             try:
                 values = source.__dict__
                 try:
-                    if absorbs and absorb(values):
+                    if absorb is not None and absorb(values):
                         return None
-                except (Exception, SystemExit) as error:  # of a plugin, which has another function
-                    if issubclass(type(error), SystemExit) and ends_the_application():
+                except (Exception, SystemExit):  # of a plugin, which has another function
+                    if ends_the_application():
                         raise
                 try:
                     fields = None if source.__pydantic_extra__ else copy(values)
@@ -212,7 +211,7 @@ class Pipeline:
                 if fields is not None:
                     return seal(fields)
             except (Exception, SystemExit) as error:  # it is in the host's request
-                if issubclass(type(error), SystemExit) and ends_the_application():
+                if ends_the_application():
                     raise
                 return self._without_aggregator(kind, source, error)
             finally:
@@ -230,7 +229,7 @@ class Pipeline:
             try:
                 return take(source)
             except (Exception, SystemExit) as error:  # it is in the host's request
-                if issubclass(type(error), SystemExit) and ends_the_application():
+                if ends_the_application():
                     raise
                 return self._without_aggregator(kind, source, error)
             finally:
@@ -308,7 +307,7 @@ class Pipeline:
                 result = step.function(fields)
             except (Exception, SystemExit) as error:  # foreign code in the host's
                 # request: it must not get out, and fails closed.
-                if issubclass(type(error), SystemExit) and ends_the_application():
+                if ends_the_application():
                     raise
                 if (reason := step.failed(error)) is not None:
                     return reason
@@ -352,14 +351,6 @@ def _long_way(kind: Kind, finish: AggregateFunction) -> TakeFunction:
     return take
 
 
-def _absorb_nothing(values: Mapping[str, Any]) -> bool:  # noqa: ARG001 - it looks at nothing
-    return False
-
-
-def _pass_on(values: dict[str, Any]) -> Fields | None:  # noqa: ARG001 - the same
-    return None
-
-
 def _glance(kind: Kind, bound: Sequence[_Bound]) -> Glance | None:
     """The quick way through the enrichers; None when one of them has to be called."""
     rules = [enricher.text_rules(kind) for enricher, _ in bound]
@@ -400,8 +391,8 @@ def _read(kind: Kind, source: Any) -> Fields | None:
             fields["timestamp"] = get_current_timestamp()
         if key is not None:
             fields["idempotency_key"] = key
-    except (Exception, SystemExit) as error:  # the object is foreign and may raise anything
-        if issubclass(type(error), SystemExit) and ends_the_application():
+    except (Exception, SystemExit):  # the object is foreign and may raise anything
+        if ends_the_application():
             raise
         return None
     else:

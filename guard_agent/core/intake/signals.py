@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def ends_the_application() -> bool:
     """
-    Whether the `SystemExit` that is being handled was raised by a signal handler.
+    Whether what is being handled is a `SystemExit` that a signal handler raised.
 
     Python runs a handler wherever the main thread is, which may be foreign code that we called.
     Then it is the application that wants to end, and the exception has to get out. A `SystemExit`
@@ -22,7 +22,9 @@ def ends_the_application() -> bool:
     A handler is known by what it is called with: the number of the signal, and the frame that it
     interrupted, which is the one that it returns to. One that forgets its arguments is not known.
     """
-    trace = sys.exc_info()[2]
+    kind, _, trace = sys.exc_info()
+    if kind is None or not issubclass(kind, SystemExit):
+        return False
     while trace is not None:
         if _handles_a_signal(trace.tb_frame):
             return True

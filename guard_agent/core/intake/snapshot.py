@@ -270,9 +270,9 @@ def _foreign(value: Any, depth: int, budget: _Budget) -> Any:
         return _type_name(value)
     try:
         return _convert(value, type(value), depth, budget)
-    except (Exception, SystemExit) as error:  # foreign objects may raise anything; the record
+    except (Exception, SystemExit):  # foreign objects may raise anything; the record
         # goes on without this one.
-        if issubclass(type(error), SystemExit) and ends_the_application():
+        if ends_the_application():
             raise
         return _type_name(value)
 
