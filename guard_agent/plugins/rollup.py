@@ -288,7 +288,7 @@ class Rollup(Aggregator):
         groups, sampled, lock = self._groups, self._every, self._lock
 
         def absorb(values: Mapping[str, Any]) -> bool:
-            event_type, metadata = values["event_type"], values["metadata"]
+            event_type, metadata = values.get("event_type"), values.get("metadata")
             if type(event_type) is not str or event_type not in sampled:
                 return False
             if type(metadata) is not dict or COUNT in metadata:
@@ -470,8 +470,9 @@ class Rollup(Aggregator):
         route, add = self._route, self._add
 
         def absorb(values: Mapping[str, Any]) -> bool:
-            metric_type, endpoint = values["metric_type"], values["endpoint"]
-            value, tags = values["value"], values["tags"]
+            metric_type, endpoint = values.get("metric_type"), values.get("endpoint")
+            value: Any = values.get("value")
+            tags = values.get("tags")
             if (
                 type(metric_type) is not str
                 or type(tags) is not dict
@@ -481,7 +482,8 @@ class Rollup(Aggregator):
                 or COUNT in tags
             ):
                 return False
-            for tag, text in tags.items():
+            items = tuple(tags.items())  # at once: another thread may change it
+            for tag, text in items:
                 if type(tag) is not str or type(text) is not str:
                     return False
             named = endpoint or tags.get("endpoint")
@@ -494,8 +496,9 @@ class Rollup(Aggregator):
                     has_room, place = False, OTHER
                 if place is not named:
                     endpoint = place if endpoint else endpoint
-                    tags = {**tags, "endpoint": place} if "endpoint" in tags else tags
-            key = hash((metric_type, endpoint, *tags.items()))
+                    moved = dict(items) | {"endpoint": place}
+                    items = tuple(moved.items()) if "endpoint" in tags else items
+            key = hash((metric_type, endpoint, *items))
             with lock:
                 known = series.get(key)
                 if known is None or self._closed:

@@ -300,7 +300,7 @@ def test_what_it_absorbs_at_first_sight_is_in_the_books(merging):
     assert (books.merged, books.dropped, books.difference) == (2, {"internal": 3}, 0)
 
 
-def test_an_aggregator_that_fails_at_first_sight_costs_no_record(merging):
+def test_an_aggregator_that_fails_at_first_sight_costs_no_record(merging, caplog):
     class Failing(Rollup):
         name = "failing"
 
@@ -315,6 +315,8 @@ def test_an_aggregator_that_fails_at_first_sight_costs_no_record(merging):
     agent.flush().result(PATIENCE)
 
     assert sum(map(count_of, delivered(agent))) == 3
+    assert caplog.text.count("the aggregator failed") == 1
+    assert SECRET not in caplog.text
 
 
 def test_rollup_false_leaves_every_record_as_it_is(merging):

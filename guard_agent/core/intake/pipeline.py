@@ -200,9 +200,10 @@ class Pipeline:
                 try:
                     if absorb is not None and absorb(values):
                         return None
-                except (Exception, SystemExit):  # of a plugin, which has another function
+                except (Exception, SystemExit) as error:  # of a plugin, which has another function
                     if ends_the_application():
                         raise
+                    self._say_that_it_failed(error)
                 try:
                     fields = None if source.__pydantic_extra__ else copy(values)
                 except Exception:  # noqa: BLE001 - a model that is not whole, keys of foreign
@@ -240,11 +241,15 @@ class Pipeline:
     def _without_aggregator(
         self, kind: Kind, source: Any, error: BaseException
     ) -> Record | DropReason:
+        self._say_that_it_failed(error)
+        # From the start: it owned the fields, and may have spoiled them.
+        return self.encode(kind, source)
+
+    def _say_that_it_failed(self, error: BaseException) -> None:
+        """Once: it may do so with every record."""
         if not self._aggregator_failed:
             self._aggregator_failed = True
             logger.error("the aggregator failed", exc_info=_without_text(error))
-        # From the start: it owned the fields, and may have spoiled them.
-        return self.encode(kind, source)
 
     def encode(self, kind: Kind, source: Any) -> Record | DropReason:
         """The same past the aggregator."""
