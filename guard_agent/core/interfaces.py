@@ -737,12 +737,12 @@ class Aggregator(Plugin, ABC):
         """
         Make a function that absorbs records of ``kind`` before anything is done with them, or None.
 
-        For what is counted whatever else it says. The function is given the values of an event or
-        metric as the application made it, which it must neither keep nor change, and of which it
-        may only touch what it has seen to be of a plain type: they can be foreign objects, and are
-        not redacted. True: absorbed, and in the books as if the function of `bind` had done it.
-        Whatever it does not absorb, also by an exception, comes to the function of `bind`.
-        Called as that one is.
+        For what is only counted. The function is given the values of an event or metric as the
+        application made it, which it must neither keep nor change, and of which it may only touch
+        what it has seen to be of a plain type: they can be foreign objects, and are not redacted.
+        One with fields that the model does not know is not shown to it. True: absorbed, and in the
+        books as if the function of `bind` had done it. Whatever it does not absorb, also by an
+        exception, comes to the function of `bind`. Called as that one is.
         """
         return None
 

@@ -107,8 +107,6 @@ _BITS = 2**60 - 1
 _SLICE = 500
 _BREATH = 0.00005
 
-# How often it happened stands in the reason.
-_COUNTING = frozenset({"rate_limited"})
 _IDENTITY = (
     "event_type",
     "ip_address",
@@ -125,11 +123,15 @@ _IDENTITY = (
     "reason",
 )
 _TEXT = frozenset({str})
+_TEXTS = frozenset({str, type(None)})
+_PLAIN = frozenset({str, type(None), int, bool})
 _NUMBERS = frozenset({float, int})
 _HUGE = 1e300
 # Looked up once: each is needed for every value.
-_now, _ceil, _log2 = time.time, math.ceil, math.log2
+_now, _ceil, _log2, _in_json = time.time, math.ceil, math.log2, orjson.dumps
 _identity = itemgetter(*_IDENTITY)
+# How often it happened stands in the reason.
+_COUNTING = {"rate_limited": itemgetter(*_IDENTITY[:-1])}
 _FIELDS = len(_IDENTITY) + 4  # and timestamp, idempotency_key, response_time, metadata
 _VOLATILE = frozenset({"timestamp", "idempotency_key", "response_time"})
 _OF_A_REQUEST = (
@@ -261,6 +263,8 @@ class Rollup(Aggregator):
         self._groups: dict[object, float | _Group] = {}
         # Keys of groups that hold a record; it may have left meanwhile.
         self._opened: dict[object, None] = {}
+        # Hashes of type and address, one of which at least repeats itself in this interval.
+        self._repeating: set[int] = set()
         self._series: dict[int, _Series] = {}
         self._requests: dict[int, list[float]] = {}
         self._endpoints: set[int] = set()
@@ -279,27 +283,45 @@ class Rollup(Aggregator):
     def bind_early(self, kind: Kind) -> AbsorbFunction | None:
         if kind == "metric":
             return self._bind_known_metrics() if self._meanings else None
-        return self._bind_sampled_events() if self._every else None
+        return self._bind_counted_events() if self._every or self.settings.repeats else None
 
     # --- events -----------------------------------------------------------------------------------
 
-    def _bind_sampled_events(self) -> AbsorbFunction:
-        """Of a sample only the type matters, until the next one leaves."""
-        groups, sampled, lock = self._groups, self._every, self._lock
+    def _bind_counted_events(self) -> AbsorbFunction:
+        """
+        What a group that holds a record needs no more than to be counted.
+
+        Of a sample only the type matters. Of repeats everything does: what the application says
+        here is compared with what was left of others when they were redacted, so that one in which
+        there is something to redact is not found and goes the long way.
+        """
+        groups, sampled, repeating, lock = self._groups, self._every, self._repeating, self._lock
+        identify = self._identify
 
         def absorb(values: Mapping[str, Any]) -> bool:
-            event_type, metadata = values.get("event_type"), values.get("metadata")
-            if type(event_type) is not str or event_type not in sampled:
+            try:
+                event_type, address = values["event_type"], values["ip_address"]
+                metadata = values["metadata"]
+            except KeyError:  # a model that is not whole
                 return False
-            if type(metadata) is not dict or COUNT in metadata:
+            if type(event_type) is not str or type(metadata) is not dict or COUNT in metadata:
                 return False
+            if event_type in sampled:
+                key: object = event_type
+            else:
+                if type(address) is not str or hash((event_type, address)) not in repeating:
+                    return False
+                key = identify(values, metadata, as_made=True)
             with lock:
-                group = groups.get(event_type)
+                group = groups.get(key)
                 if type(group) is not _Group or group.held is None or self._closed:
                     return False
-                if group.count + 1 >= group.most:
+                count = group.count + 1
+                if count >= group.most:
                     return False
-                self._count(group)
+                group.count = count
+                group.last = _now()
+                self._events += 1
                 return True
 
         return absorb
@@ -318,8 +340,9 @@ class Rollup(Aggregator):
                 return encode(fields)  # stands for several already, as from another agent
             if event_type in sampled:
                 return self._join(event_type, "sample", fields, encode)
-            key = identify(fields) if repeats else None
+            key = identify(fields, metadata) if repeats else None
             if key in groups:
+                self._repeating.add(hash((event_type, fields["ip_address"])))
                 return self._join(key, "repeats", fields, encode)
             if caps.get(event_type, others):
                 record = self._cap(event_type, fields, encode)
@@ -336,24 +359,34 @@ class Rollup(Aggregator):
 
         return take
 
-    def _identify(self, fields: Fields) -> int | None:
-        """What identical events have in common, or None when that cannot be told."""
-        metadata: Any = fields.get("metadata")
-        ignored = self._ignored
+    def _identify(
+        self, fields: Mapping[str, Any], metadata: Any, *, as_made: bool = False
+    ) -> int | None:
+        """
+        What identical events have in common, or None when that cannot be told.
+
+        It is the same before redaction and after it if there was nothing to redact. Of fields just
+        as the application made them only the simplest types are looked at.
+        """
         try:
-            if type(metadata) is dict and not ignored.isdisjoint(metadata):
+            if not self._ignored.isdisjoint(metadata):
                 metadata = metadata.copy()
-                for name in ignored.intersection(metadata):
+                for name in self._ignored.intersection(metadata):
                     del metadata[name]
-            same = _identity(fields)
-            if same[0] in _COUNTING:
-                same = same[:-1]
-            if len(fields) == _FIELDS:
-                return hash((same, orjson.dumps(metadata) if metadata else None)) & _BITS
-            more = {name: fields[name] for name in sorted(fields.keys() - _KNOWN)}
-            return hash(orjson.dumps((same, metadata, more))) & _BITS
-        except (KeyError, TypeError, ValueError):
-            return None  # not an event of ours, or of text that JSON cannot carry
+            same = _COUNTING.get(fields["event_type"], _identity)(fields)
+            parts = (*same, *metadata, *metadata.values())
+            if len(fields) != _FIELDS:
+                if as_made:
+                    return None
+                more = [(name, fields[name]) for name in sorted(fields.keys() - _KNOWN)]
+                return hash((same, _in_json((metadata, more)))) & _BITS
+            if _TEXTS.issuperset(map(type, parts)):
+                return hash(parts) & _BITS
+            if as_made and not _PLAIN.issuperset(map(type, parts)):
+                return None
+            return _hash_with_numbers(parts)
+        except Exception:  # noqa: BLE001 - no event of ours, a model that is not whole, foreign keys
+            return None
 
     def _join(self, key: object, mode: str, fields: Fields, encode: EncodeFunction) -> Any:
         """Count an event for its group; the first of a group leaves as it is."""
@@ -574,6 +607,7 @@ class Rollup(Aggregator):
         # Here and not before: what is never iterated must not take anything out.
         with self._lock:
             unfinished, self._opened = list(self._opened)[::-1], {}
+            self._repeating.clear()
             # Series that end now hold on to theirs.
             self._requests = {}
             self._endpoints.clear()
@@ -689,6 +723,15 @@ class Rollup(Aggregator):
 
 
 _KNOWN = frozenset({*_IDENTITY, *_VOLATILE, "metadata"})
+
+
+def _hash_with_numbers(parts: tuple[Any, ...]) -> int:
+    """Numbers that differ can have the same hash: -1 and -2, 1 and true."""
+    try:
+        return hash(_in_json(parts)) & _BITS
+    except TypeError:  # a lone surrogate in a text, or a number of more than 64 bits
+        numbers = [repr(part) for part in parts if type(part) is not str]
+        return hash((parts, *numbers)) & _BITS
 
 
 def _identify_metric(metric_type: str, endpoint: Any, tags: dict[str, Any]) -> int:

@@ -4,13 +4,22 @@ import json
 import math
 import threading
 from datetime import datetime, timezone
+from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from guard_agent import Aggregated, Enricher, PluginSettings, Record, SecurityMetric, Stage
+from guard_agent import (
+    Aggregated,
+    Enricher,
+    PluginSettings,
+    Record,
+    SecurityEvent,
+    SecurityMetric,
+    Stage,
+)
 from guard_agent.core.intake.pipeline import Pipeline
 from guard_agent.core.interfaces import DropReason
 from guard_agent.plugins import rollup
@@ -676,13 +685,56 @@ def metrics():
     )
 
 
+METADATA = [
+    {},
+    {"guard.count": 3},
+    {"user": "ann"},
+    {"n": 1},
+    {"n": True},
+    {"n": 1.0},
+    {"n": "1"},
+    {"n": -1},
+    {"n": -2},
+    {"n": 2**70},
+    {"n": None},
+    {"n": math.nan},
+    {"n": [1]},
+    {"n": {"m": 1}},
+    {"n": "\ud800"},
+    {"n": 1, "m": "a"},
+    {"n": "m", "1": "a"},
+    {1: "a"},
+    {"1": "a"},
+    {"request_id": "7f", "n": 1},
+    {"password": "abc"},
+    {"password": "[REDACTED]"},
+    {"note": "secret"},
+    {"note": "***"},
+    None,
+]
+EVENT_TYPES = [NOISE, "csp_violation", "penetration_attempt", "rate_limited", "left_alone", 7]
+
+
 def events():
-    return st.builds(
+    usual = st.builds(
         make_event,
         event_type=st.sampled_from([NOISE, "csp_violation", "penetration_attempt"]),
         reason=st.sampled_from(["one", "two", "secret"]),
         metadata=st.sampled_from([{}, {"guard.count": 3}, {"user": "ann"}]),
     )
+    odd = st.builds(
+        SecurityEvent.model_construct,
+        idempotency_key=st.builds(uuid4),
+        timestamp=st.just(datetime(2026, 1, 2, tzinfo=timezone.utc)),
+        event_type=st.sampled_from(EVENT_TYPES),
+        ip_address=st.sampled_from(["203.0.113.1", "203.0.113.2", "", None, 7]),
+        reason=st.sampled_from(["one", "ann@shop.example", "secret", "***"]),
+        status_code=st.sampled_from([None, 1, True, 1.0, -1, -2, math.inf, "1"]),
+        metadata=st.sampled_from(METADATA).map(lambda one: one if one is None else dict(one)),
+    )
+    more = st.builds(make_event, request_url=st.sampled_from(["/a", "/b"]))
+    # Whatever the order, most come more than once.
+    return usual | more | st.sampled_from([0, 1]).flatmap(lambda few: odd if few else usual)
 
 
 VARIES = {"idempotency_key", "timestamp", "guard.first", "guard.last"}
@@ -709,6 +761,7 @@ def test_what_is_absorbed_at_first_sight_leaves_as_the_rest_does(
     sources, options, closed_at, redactor
 ):
     given = {"metrics": {"switched_off": "off", "own": "total"}, "sample": {NOISE: 0.25}}
+    given |= {"off": ["left_alone"]}
     seen = []
     for kind_of_rollup in (Rollup, Thorough):
         settings_ = RollupSettings(interval=3600, **given, **options)
@@ -728,6 +781,54 @@ def test_what_is_absorbed_at_first_sight_leaves_as_the_rest_does(
         seen.append((left, rest, books, aggregator.describe()))
 
     assert seen[0] == seen[1]
+
+
+def test_a_repeat_is_counted_before_anything_else_is_done_with_it():
+    seen = []
+
+    class Watcher(Enricher):
+        name = "watcher"
+        stage = Stage.REDACT
+
+        def bind(self, kind):
+            return lambda fields: seen.append(fields["reason"]) or fields
+
+        def text_rules(self, kind):
+            return None
+
+    intake = Intake(Watcher(PluginSettings(), make_context()), ignore=["session"])
+    for number in range(9):
+        intake.event(metadata={"session": str(number)})
+
+    # The first leaves, the second stands for the others.
+    assert len(seen) == 2
+    assert intake.rollup.books.events == 8
+    assert [count_of(summary) for summary in intake.collect()] == [8]
+    assert intake.event() is None  # it goes on: the next interval has one that stands for it
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({"metadata": {"n": -1}}, {"metadata": {"n": -2}}),
+        ({"metadata": {"n": 1}}, {"metadata": {"n": True}}),
+        ({"metadata": {"n": 1}}, {"metadata": {"n": "1"}}),
+        ({"metadata": {"a": "b", "c": "d"}}, {"metadata": {"a": "d", "c": "b"}}),
+        ({"status_code": -1}, {"status_code": -2}),
+        ({"request_url": "/a"}, {"request_url": "/b"}),
+        ({"reason": "a"}, {"reason": None, "country": "a"}),
+        ({"handler_name": "a"}, {"rule_type": "a"}),
+    ],
+)
+def test_nothing_that_differs_is_counted_as_a_repeat(one, two):
+    intake = Intake()
+    for _ in range(4):
+        intake.take("event", make_event().model_copy(update=one))
+        intake.take("event", make_event().model_copy(update=two))
+
+    assert intake.returned == 2
+    assert [count_of(summary) for summary in intake.collect()] == [3, 3]
 
 
 # --- settings -------------------------------------------------------------------------------------

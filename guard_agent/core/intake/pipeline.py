@@ -192,7 +192,8 @@ class Pipeline:
         model, inside = _MODELS[kind], self._inside
 
         def take(source: Any) -> Record | DropReason | None:
-            if type(source) is not model:
+            # A model that is not whole may have none.
+            if type(source) is not model or getattr(source, "__pydantic_extra__", True):
                 return long_way(source)
             before, inside.agent = inside.agent, True
             try:
@@ -205,7 +206,7 @@ class Pipeline:
                         raise
                     self._say_that_it_failed(error)
                 try:
-                    fields = None if source.__pydantic_extra__ else copy(values)
+                    fields = copy(values)
                 except Exception:  # noqa: BLE001 - a model that is not whole, keys of foreign
                     # classes: the long way deals with them.
                     fields = None
