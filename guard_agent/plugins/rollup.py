@@ -342,7 +342,8 @@ class Rollup(Aggregator):
                 return self._join(event_type, "sample", fields, encode)
             key = identify(fields, metadata) if repeats else None
             if key in groups:
-                self._repeating.add(hash((event_type, fields["ip_address"])))
+                if type(address := fields["ip_address"]) is str:
+                    self._repeating.add(hash((event_type, address)))
                 return self._join(key, "repeats", fields, encode)
             if caps.get(event_type, others):
                 record = self._cap(event_type, fields, encode)
