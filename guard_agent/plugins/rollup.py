@@ -380,7 +380,7 @@ class Rollup(Aggregator):
                 if as_made:
                     return None
                 more = [(name, fields[name]) for name in sorted(fields.keys() - _KNOWN)]
-                return hash((same, _in_json((metadata, more)))) & _BITS
+                return _hash_with_numbers((*parts, more))
             if _TEXTS.issuperset(map(type, parts)):
                 return hash(parts) & _BITS
             if as_made and not _PLAIN.issuperset(map(type, parts)):

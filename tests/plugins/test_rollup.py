@@ -817,6 +817,7 @@ def test_a_repeat_is_counted_before_anything_else_is_done_with_it():
         ({"metadata": {"a": "b", "c": "d"}}, {"metadata": {"a": "d", "c": "b"}}),
         ({"status_code": -1}, {"status_code": -2}),
         ({"request_url": "/a"}, {"request_url": "/b"}),
+        ({"request_url": "/a", "status_code": -1}, {"request_url": "/a", "status_code": -2}),
         ({"reason": "a"}, {"reason": None, "country": "a"}),
         ({"handler_name": "a"}, {"rule_type": "a"}),
     ],
