@@ -160,7 +160,10 @@ class Worker:
 
     def wake(self) -> None:
         """Records arrived."""
-        self._call(self._arrived.set)
+        if self.is_current_thread:  # what was merged, which needs no call of the system
+            self._arrived.set()
+        else:
+            self._call(self._arrived.set)
 
     def want_rules(self) -> None:
         """Somebody asks for rules: begin to fetch them, if that has not begun."""
