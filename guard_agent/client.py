@@ -75,13 +75,19 @@ class GuardAgentHandler:
         Raises:
             BufferFullError: only with ``buffer_overflow_policy="raise"``.
         """
-        refused = self._agent.record("event", event)
-        return _DONE if refused is None else self._agent.await_room(refused)
+        agent = self._agent
+        if agent.counters["event"](event):
+            return _DONE
+        refused = agent.take("event", event)
+        return _DONE if refused is None else agent.await_room(refused)
 
     def send_metric(self, metric: Any) -> Coroutine[Any, Any, None]:
         """Take a metric; as `send_event`."""
-        refused = self._agent.record("metric", metric)
-        return _DONE if refused is None else self._agent.await_room(refused)
+        agent = self._agent
+        if agent.counters["metric"](metric):
+            return _DONE
+        refused = agent.take("metric", metric)
+        return _DONE if refused is None else agent.await_room(refused)
 
     async def start(self) -> None:
         """Start the background work. Returns at once; optional, the first record does it too."""
@@ -200,15 +206,21 @@ class SyncGuardAgentHandler:
         With ``buffer_overflow_policy="block"`` it waits for room up to ``block_timeout``, but
         never in a thread in which an event loop runs: there the record is dropped and counted.
         """
-        refused = self._agent.record("event", event)
+        agent = self._agent
+        if agent.counters["event"](event):
+            return
+        refused = agent.take("event", event)
         if refused is not None:
-            self._agent.block_until_room(refused, wait=not _loop_runs_here())
+            agent.block_until_room(refused, wait=not _loop_runs_here())
 
     def send_metric(self, metric: Any) -> None:
         """Take a metric; as `send_event`."""
-        refused = self._agent.record("metric", metric)
+        agent = self._agent
+        if agent.counters["metric"](metric):
+            return
+        refused = agent.take("metric", metric)
         if refused is not None:
-            self._agent.block_until_room(refused, wait=not _loop_runs_here())
+            agent.block_until_room(refused, wait=not _loop_runs_here())
 
     def start(self) -> None:
         """Start the background work. Returns at once; optional, the first record does it too."""

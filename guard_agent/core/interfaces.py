@@ -742,7 +742,7 @@ class Aggregator(Plugin, ABC):
         what it has seen to be of a plain type: they can be foreign objects, and are not redacted.
         One with fields that the model does not know is not shown to it. True: absorbed, and in the
         books as if the function of `bind` had done it. Whatever it does not absorb, also by an
-        exception, comes to the function of `bind`. Called as that one is.
+        exception, comes to the function of `bind`. Called as that one is, once the agent runs.
         """
         return None
 

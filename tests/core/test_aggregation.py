@@ -292,12 +292,37 @@ def test_what_it_absorbs_at_first_sight_is_in_the_books(merging):
             return absorb if kind == "event" else None
 
     agent = merging(Early, rollup="early", plugins={})
-    for reason in ("noise", "attack", "noise"):
+    for reason in ("first", "second", "noise", "attack", "noise"):
         agent.record("event", make_event(reason=reason))
 
     agent.look().result(PATIENCE)
     books = books_of(agent)
+    # Asked from the second on, when the agent has started.
     assert (books.merged, books.dropped, books.difference) == (2, {"internal": 3}, 0)
+
+
+def test_what_is_counted_at_first_sight_is_counted_by_the_run_that_is_on(merging):
+    agent = merging()
+    for turn in range(2):
+        send(agent, events=5)
+        assert agent.counters is agent._current().counters
+        agent.stop(30).result(PATIENCE)
+        send(agent, events=2)
+
+        assert sum(map(count_of, delivered(agent))) == 5, turn
+        books = books_of(agent)
+        assert (books.accepted, books.dropped, books.difference) == (7, {"stopped": 2}, 0)
+        agent.start()
+
+
+def test_nothing_is_counted_at_first_sight_of_a_kind_that_is_off(merging):
+    agent = merging(enable_events=False)
+    send(agent, events=5, metrics=5)
+
+    assert agent.counters is agent._current().counters
+    agent.stop(30).result(PATIENCE)
+    assert [count_of(record) for record in delivered(agent)] == [5]
+    assert books_of(agent).accepted == 5
 
 
 def test_an_aggregator_that_fails_at_first_sight_costs_no_record(merging, caplog):

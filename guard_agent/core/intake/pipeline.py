@@ -16,7 +16,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from guard_agent.core.helpers import get_current_timestamp
-from guard_agent.core.intake.glance import Glance, pass_on
+from guard_agent.core.intake.glance import Glance
 from guard_agent.core.intake.priority import EventPriorities
 from guard_agent.core.intake.signals import ends_the_application
 from guard_agent.core.intake.snapshot import MAX_NODES, TRUNCATED, scrub, snapshot
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from guard_agent.core.intake.glance import GlanceFunction
     from guard_agent.core.interfaces import (
-        AbsorbFunction,
         AggregateFunction,
         Aggregator,
         EncodeFunction,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from guard_agent.core.reentry import Mark
 
     _Bound = tuple[Enricher, EnrichFunction]
+    CountFunction = Callable[[Any], bool]
     TakeFunction = Callable[[Any], Record | DropReason | None]
 
 logger = logging.getLogger("guard_agent.pipeline")
@@ -154,11 +154,42 @@ class Pipeline:
         self.takers: Mapping[Kind, TakeFunction] = {
             kind: self._compile_taker(kind, bound[kind], aggregator) for kind in _MODELS
         }
-        """Of each kind the function that is `take` for it."""
+        """Of each kind the function that does what `take` does, but for what `counters` do."""
+        self.counters: Mapping[Kind, CountFunction] = {
+            kind: self._compile_counter(kind, aggregator) for kind in _MODELS
+        }
+        """Of each kind the function to ask first: whether there is nothing to do but to count."""
 
     def take(self, kind: Kind, source: Any) -> Record | DropReason | None:
         """Make the record of ``source``, or say why there is none; None when it was absorbed."""
-        return self.takers[kind](source)
+        return None if self.counters[kind](source) else self.takers[kind](source)
+
+    def _compile_counter(self, kind: Kind, aggregator: Aggregator | None) -> CountFunction:
+        absorb = None if aggregator is None else aggregator.bind_early(kind)
+        if absorb is None:
+            return count_nothing
+        model, inside = _MODELS[kind], self._inside
+
+        def count(source: Any) -> bool:
+            # A model that is not whole may have no extra fields, nor a place for them.
+            if (
+                type(source) is not model
+                or getattr(source, "__pydantic_extra__", True)
+                or inside.agent
+            ):
+                return False
+            inside.agent = True
+            try:
+                return absorb(source.__dict__)
+            except (Exception, SystemExit) as error:  # of a plugin, which has another function
+                if ends_the_application():
+                    raise
+                self._say_that_it_failed(error)
+                return False
+            finally:
+                inside.agent = False
+
+        return count
 
     def _compile_taker(
         self, kind: Kind, bound: Sequence[_Bound], aggregator: Aggregator | None
@@ -168,25 +199,15 @@ class Pipeline:
         finish: AggregateFunction = encode
         seal: AggregateFunction = encode_quickly
         glance = _glance(kind, bound)
-        absorb = None
         if aggregator is not None:
             finish = aggregator.bind(kind, encode) or encode
             if glance is not None:
                 seal = aggregator.bind(kind, encode_quickly) or encode_quickly
-            absorb = aggregator.bind_early(kind)
         long_way = self._guard(kind, _long_way(kind, finish))
-        if glance is None and absorb is None:
-            return long_way
-        copy = pass_on if glance is None else glance.copy
-        return self._quick_way(kind, absorb, copy, seal, long_way)
+        return long_way if glance is None else self._quick_way(kind, glance.copy, seal, long_way)
 
     def _quick_way(
-        self,
-        kind: Kind,
-        absorb: AbsorbFunction | None,
-        copy: GlanceFunction,
-        seal: AggregateFunction,
-        long_way: TakeFunction,
+        self, kind: Kind, copy: GlanceFunction, seal: AggregateFunction, long_way: TakeFunction
     ) -> TakeFunction:
         """`_long_way` and `_guard` in one, because a call costs as much as a text."""
         model, inside = _MODELS[kind], self._inside
@@ -197,16 +218,8 @@ class Pipeline:
                 return long_way(source)
             before, inside.agent = inside.agent, True
             try:
-                values = source.__dict__
                 try:
-                    if absorb is not None and absorb(values):
-                        return None
-                except (Exception, SystemExit) as error:  # of a plugin, which has another function
-                    if ends_the_application():
-                        raise
-                    self._say_that_it_failed(error)
-                try:
-                    fields = copy(values)
+                    fields = copy(source.__dict__)
                 except Exception:  # noqa: BLE001 - a model that is not whole, keys of foreign
                     # classes: the long way deals with them.
                     fields = None
@@ -327,6 +340,11 @@ class Pipeline:
             if (reason := step.failed(wrong)) is not None:
                 return reason
         return fields
+
+
+def count_nothing(source: Any) -> bool:  # noqa: ARG001 - a counter like any other
+    """For what is never only counted."""
+    return False
 
 
 def _bind(kind: Kind, enrichers: Sequence[Enricher]) -> list[_Bound]:
