@@ -123,9 +123,13 @@ _IDENTITY = (
     "reason",
 )
 _TEXT = frozenset({str})
-_TEXTS = frozenset({str, type(None)})
-_PLAIN = frozenset({str, type(None), int, bool})
 _NUMBERS = frozenset({float, int})
+# Refuses what is not of a plain type, and so calls nothing that is not ours.
+_PLAIN_ONLY = (
+    orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
 _HUGE = 1e300
 # Looked up once: each is needed for every value.
 _now, _ceil, _log2, _in_json = time.time, math.ceil, math.log2, orjson.dumps
@@ -134,6 +138,7 @@ _identity = itemgetter(*_IDENTITY)
 _COUNTING = {"rate_limited": itemgetter(*_IDENTITY[:-1])}
 _FIELDS = len(_IDENTITY) + 4  # and timestamp, idempotency_key, response_time, metadata
 _VOLATILE = frozenset({"timestamp", "idempotency_key", "response_time"})
+_KNOWN = frozenset({*_IDENTITY, *_VOLATILE, "metadata"})
 _OF_A_REQUEST = (
     "user_agent",
     "endpoint",
@@ -182,13 +187,15 @@ class RollupSettings(PluginSettings):
 class _Group:
     """Events with something in common: one of them, and how many it stands for."""
 
-    __slots__ = ("count", "first", "held", "last", "mode", "most", "passed")
+    __slots__ = ("count", "first", "held", "last", "mode", "most", "passed", "stale")
 
     def __init__(self, mode: str, most: float = math.inf) -> None:
         self.mode = mode
         self.most = most
         """How many one record may stand for."""
         self.held: Record | None = None
+        self.stale = False
+        """Whether what is held stood for others already, and only says what all have in common."""
         self.count = 0
         self.first = self.last = 0.0
         self.passed = 0
@@ -201,6 +208,7 @@ class _Series:
     __slots__ = (
         "buckets",
         "count",
+        "ended",
         "first",
         "held",
         "last",
@@ -214,6 +222,7 @@ class _Series:
 
     def __init__(self, held: Record, meaning: Meaning, requests: list[float], now: float) -> None:
         self.held = held
+        self.ended = False
         self.meaning = meaning
         self.requests = requests
         self.count = 0
@@ -263,9 +272,11 @@ class Rollup(Aggregator):
         self._groups: dict[object, float | _Group] = {}
         # Keys of groups that hold a record; it may have left meanwhile.
         self._opened: dict[object, None] = {}
-        # Hashes of type and address, one of which at least repeats itself in this interval.
+        # Hashes of addresses of which an event was the same as another of late.
         self._repeating: set[int] = set()
         self._series: dict[int, _Series] = {}
+        # The same by what the application says, before anything is changed in it.
+        self._as_made: dict[int, _Series] = {}
         self._requests: dict[int, list[float]] = {}
         self._endpoints: set[int] = set()
         self._events = self._metrics = self._open = 0
@@ -308,10 +319,13 @@ class Rollup(Aggregator):
                 return False
             if event_type in sampled:
                 key: object = event_type
-            else:
-                if type(address) is not str or hash((event_type, address)) not in repeating:
-                    return False
-                key = identify(values, metadata, as_made=True)
+            elif (
+                type(address) is not str
+                or hash(address) not in repeating
+                or len(values) != _FIELDS
+                or (key := identify(values, metadata, as_made=True)) is None
+            ):
+                return False
             with lock:
                 group = groups.get(key)
                 if type(group) is not _Group or group.held is None or self._closed:
@@ -320,8 +334,10 @@ class Rollup(Aggregator):
                 if count >= group.most:
                     return False
                 group.count = count
-                group.last = _now()
+                group.last = now = _now()
                 self._events += 1
+                if count == 1:
+                    self._begin(key, group, now)
                 return True
 
         return absorb
@@ -343,7 +359,7 @@ class Rollup(Aggregator):
             key = identify(fields, metadata) if repeats else None
             if key in groups:
                 if type(address := fields["ip_address"]) is str:
-                    self._repeating.add(hash((event_type, address)))
+                    self._repeating.add(hash(address))
                 return self._join(key, "repeats", fields, encode)
             if caps.get(event_type, others):
                 record = self._cap(event_type, fields, encode)
@@ -366,35 +382,32 @@ class Rollup(Aggregator):
         """
         What identical events have in common, or None when that cannot be told.
 
-        It is the same before redaction and after it if there was nothing to redact. Of fields just
-        as the application made them only the simplest types are looked at.
+        It is the same before redaction and after it if there was nothing to redact. Nothing is
+        called of what the application made.
         """
+        if type(metadata) is not dict:
+            return None
         try:
             if not self._ignored.isdisjoint(metadata):
                 metadata = metadata.copy()
                 for name in self._ignored.intersection(metadata):
                     del metadata[name]
-            same = _COUNTING.get(fields["event_type"], _identity)(fields)
-            parts = (*same, *metadata, *metadata.values())
+            parts: Any = (_COUNTING.get(fields["event_type"], _identity)(fields), metadata)
             if len(fields) != _FIELDS:
-                if as_made:
-                    return None
-                more = [(name, fields[name]) for name in sorted(fields.keys() - _KNOWN)]
-                return _hash_with_numbers((*parts, more))
-            if _TEXTS.issuperset(map(type, parts)):
-                return hash(parts) & _BITS
-            if as_made and not _PLAIN.issuperset(map(type, parts)):
-                return None
-            return _hash_with_numbers(parts)
+                parts = (*parts, [(name, fields[name]) for name in sorted(fields.keys() - _KNOWN)])
         except Exception:  # noqa: BLE001 - no event of ours, a model that is not whole, foreign keys
             return None
+        try:
+            return hash(_in_json(parts, option=_PLAIN_ONLY)) & _BITS
+        except TypeError:  # a lone surrogate, a number of more than 64 bits, or something foreign
+            return None if as_made else hash(repr(parts)) & _BITS
 
     def _join(self, key: object, mode: str, fields: Fields, encode: EncodeFunction) -> Any:
         """Count an event for its group; the first of a group leaves as it is."""
         with self._lock:
             group = self._groups.get(key)
             if type(group) is _Group and group.held is not None and not self._closed:
-                return self._count(group)
+                return self._count(key, group)
         record = encode(fields)
         if type(record) is not Record:
             return record
@@ -416,23 +429,31 @@ class Rollup(Aggregator):
             most = self._every[key] if mode == "sample" else math.inf  # type: ignore[index]  # a type
             group = self._groups[key] = _Group(mode, most)
         if group.held is not None:
-            return self._count(group)
+            return self._count(key, group)
         group.held = record
+        group.stale = False
         group.count = 1
-        group.first = group.last = record.accepted_at
-        self._opened[key] = None
+        group.last = record.accepted_at
         self._events += 1
-        self._open += 1
+        self._begin(key, group, record.accepted_at)
         return None
 
-    def _count(self, group: _Group) -> Record | None:
+    def _begin(self, key: object, group: _Group, now: float) -> None:
+        """There is something to say of a group from now on. Under the lock."""
+        group.first = now
+        self._opened[key] = None
+        self._open += 1
+
+    def _count(self, key: object, group: _Group) -> Record | None:
         """Count one more for a group that holds a record. Under the lock."""
         group.count += 1
-        group.last = time.time()
+        group.last = now = time.time()
         if group.count >= group.most:
             self._open -= 1
             return self._close_group(group)
         self._events += 1
+        if group.count == 1:
+            self._begin(key, group, now)
         return None
 
     def _cap(self, event_type: str, fields: Fields, encode: EncodeFunction) -> Any:
@@ -448,7 +469,7 @@ class Rollup(Aggregator):
             if type(group) is not _Group:
                 return encode(fields)
             if group.held is not None and not self._closed:
-                return self._count(group)
+                return self._count(key, group)
             group.passed += 1
             group.last = time.time()
             passes = group.passed <= self._caps.get(event_type, self._cap_of_others)
@@ -473,7 +494,7 @@ class Rollup(Aggregator):
             endpoint, value = fields.get("endpoint") or tags.get("endpoint"), fields["value"]
             try:
                 if endpoint:
-                    self._place(fields, tags, endpoint)
+                    self._move(fields, tags, endpoint)
                 key = _identify_metric(metric_type, fields.get("endpoint"), tags)
             except (TypeError, ValueError):
                 return encode(fields)  # nothing of ours: an endpoint that is no text, a surrogate
@@ -500,65 +521,82 @@ class Rollup(Aggregator):
 
     def _bind_known_metrics(self) -> AbsorbFunction:
         """A value of a series that there is needs no more than its place in it."""
-        series, endpoints, lock = self._series, self._endpoints, self._lock
-        route, add = self._route, self._add
+        as_made, lock, add, find = self._as_made, self._lock, self._add, self._find
 
         def absorb(values: Mapping[str, Any]) -> bool:
             metric_type, endpoint = values.get("metric_type"), values.get("endpoint")
             value: Any = values.get("value")
             tags = values.get("tags")
-            if (
-                type(metric_type) is not str
-                or type(tags) is not dict
-                or type(value) not in _NUMBERS
-                or not -_HUGE < value < _HUGE  # also so for NaN
-                or not (endpoint is None or type(endpoint) is str)
-                or COUNT in tags
-            ):
+            if type(value) not in _NUMBERS or not -_HUGE < value < _HUGE:  # also so for NaN
                 return False
-            items = tuple(tags.items())  # at once: another thread may change it
-            for tag, text in items:
-                if type(tag) is not str or type(text) is not str:
+            try:
+                number = hash(_in_json((metric_type, endpoint, tags), option=_PLAIN_ONLY))
+            except TypeError:
+                return False
+            known = as_made.get(number)
+            if known is None or known.ended:
+                known = find(number, metric_type, endpoint, tags)
+                if known is None:
                     return False
-            named = endpoint or tags.get("endpoint")
-            has_room = True
-            if named:
-                place = route(named)
-                if hash(place) not in endpoints:
-                    if len(endpoints) < self.settings.max_endpoints:
-                        return False
-                    has_room, place = False, OTHER
-                if place is not named:
-                    endpoint = place if endpoint else endpoint
-                    moved = dict(items) | {"endpoint": place}
-                    items = tuple(moved.items()) if "endpoint" in tags else items
-            key = hash((metric_type, endpoint, *items))
             with lock:
-                known = series.get(key)
-                if known is None or self._closed:
+                if known.ended or self._closed:
                     return False
-                self._others += not has_room
-                add(known, metric_type, value)
+                add(known, metric_type, value)  # type: ignore[arg-type]  # a series has a name
                 return True
 
         return absorb
 
-    def _place(self, fields: Fields, tags: dict[str, Any], endpoint: str) -> None:
-        """Put a metric under a template or ``other``, if its endpoint is not to have its own."""
-        place = self._route(endpoint)
-        number = hash(place)
-        endpoints = self._endpoints
-        if number not in endpoints:
-            if len(endpoints) < self.settings.max_endpoints:
-                endpoints.add(number)
-            else:
-                place = OTHER
+    def _find(self, number: int, metric_type: Any, endpoint: Any, tags: Any) -> _Series | None:
+        """
+        The series of a metric as the application made it, if there is one.
+
+        ``number`` stands for all of it: the next one like it needs no search.
+        """
+        if (
+            type(metric_type) is not str
+            or metric_type not in self._meanings
+            or type(tags) is not dict
+            or not (endpoint is None or type(endpoint) is str)
+            or COUNT in tags
+        ):
+            return None
+        items = tuple(tags.items())  # at once: another thread may change it
+        for tag, text in items:
+            if type(tag) is not str or type(text) is not str:
+                return None
+        is_crowded = False
+        if named := endpoint or tags.get("endpoint"):
+            place, is_crowded = self._place(named)
+            if place is not named:
+                endpoint = place if endpoint else endpoint
+                moved = dict(items) | {"endpoint": place}
+                items = tuple(moved.items()) if "endpoint" in tags else items
+        known = self._series.get(hash((metric_type, endpoint, *items)))
+        if known is not None:
+            if is_crowded:
                 self._others += 1
+            elif len(self._as_made) < self.settings.max_groups:
+                self._as_made[number] = known
+        return known
+
+    def _move(self, fields: Fields, tags: dict[str, Any], endpoint: str) -> None:
+        """Put a metric under a template or ``other``, if its endpoint is not to have its own."""
+        place, is_crowded = self._place(endpoint)
+        self._others += is_crowded
         if place is not endpoint:
             if "endpoint" in tags:
                 tags["endpoint"] = place
             if fields.get("endpoint"):
                 fields["endpoint"] = place
+
+    def _place(self, endpoint: str) -> tuple[str, bool]:
+        """Under what an endpoint is counted, and whether that is ``other`` for want of room."""
+        place = self._route(endpoint)
+        if hash(place) not in self._endpoints:
+            if len(self._endpoints) >= self.settings.max_endpoints:
+                return OTHER, True
+            self._endpoints.add(hash(place))
+        return place, False
 
     def _route(self, endpoint: str) -> str:
         """The first template that fits, or the endpoint itself."""
@@ -608,7 +646,9 @@ class Rollup(Aggregator):
         # Here and not before: what is never iterated must not take anything out.
         with self._lock:
             unfinished, self._opened = list(self._opened)[::-1], {}
-            self._repeating.clear()
+            if len(self._repeating) > len(self._groups):
+                self._repeating.clear()  # most of them do not any more
+            self._as_made.clear()
             # Series that end now hold on to theirs.
             self._requests = {}
             self._endpoints.clear()
@@ -617,13 +657,15 @@ class Rollup(Aggregator):
             for number in numbers:
                 with self._lock:
                     series = self._series.pop(number, None)
-                    self._open -= series is not None
-                if series is not None:
-                    yield _sum_up(series)
+                    if series is None:
+                        continue
+                    series.ended = True
+                    self._open -= 1
+                yield _sum_up(series)
             while unfinished:
                 with self._lock:
                     group = self._groups.get(unfinished.pop())
-                    if type(group) is not _Group or group.held is None:
+                    if type(group) is not _Group or not group.count:
                         continue
                     self._open -= 1
                     record = self._close_group(group)
@@ -642,7 +684,7 @@ class Rollup(Aggregator):
                     group = self._groups.get(key, now)
                     if not isinstance(group, _Group):
                         last = group
-                    elif group.held is None:
+                    elif not group.count:
                         group.passed, last = 0, group.last
                     else:
                         continue
@@ -655,15 +697,17 @@ class Rollup(Aggregator):
         """The record that stands for what was counted, which begins anew. Under the lock."""
         record, count, first, last = group.held, group.count, group.first, group.last
         assert record is not None  # noqa: S101 - the callers have looked
-        group.held = None
+        stale, group.stale = group.stale, True
         group.count = group.passed = 0
-        if count == 1:
+        if group.mode != "repeats":  # what they have in common does not say what the next one is
+            group.held = None
+        if count == 1 and not stale:
             return record
         notes: dict[str, Any] = {
             "guard.rollup": group.mode,
             COUNT: count,
-            "guard.first": _moment(first),
-            "guard.last": _moment(last),
+            "guard.first": (begin := _moment(first)),
+            "guard.last": begin if last == first else _moment(last),
         }
         event = orjson.loads(record.payload)
         if group.mode == "sample":
@@ -674,10 +718,15 @@ class Rollup(Aggregator):
             event["metadata"] = notes
         else:
             metadata = event.get("metadata")
-            event["metadata"] = {**metadata, **notes} if type(metadata) is dict else notes
+            if type(metadata) is not dict:
+                metadata = {}
+            if stale:
+                event.update(timestamp=begin, response_time=None)
+                metadata = {n: value for n, value in metadata.items() if n not in self._ignored}
+            event["metadata"] = {**metadata, **notes}
         # A new one, because an application may send the same event object again and again.
         event["idempotency_key"] = key = str(uuid4())
-        return record._replace(id=key, payload=_dumps(event))
+        return record._replace(id=key, payload=_dumps(event), accepted_at=first)
 
     def close(self) -> None:
         with self._lock:
@@ -721,18 +770,6 @@ class Rollup(Aggregator):
             sentences.append(f"Each for itself: {', '.join(sorted(self._off))}.")
         sentences.append("rollup = false turns this off.")
         return sentences
-
-
-_KNOWN = frozenset({*_IDENTITY, *_VOLATILE, "metadata"})
-
-
-def _hash_with_numbers(parts: tuple[Any, ...]) -> int:
-    """Numbers that differ can have the same hash: -1 and -2, 1 and true."""
-    try:
-        return hash(_in_json(parts)) & _BITS
-    except TypeError:  # a lone surrogate in a text, or a number of more than 64 bits
-        numbers = [repr(part) for part in parts if type(part) is not str]
-        return hash((parts, *numbers)) & _BITS
 
 
 def _identify_metric(metric_type: str, endpoint: Any, tags: dict[str, Any]) -> int:

@@ -101,6 +101,41 @@ def test_what_goes_on_leaves_once_in_an_interval():
     assert intake.collect() == []
 
 
+def test_what_goes_on_brings_its_own_time_and_nothing_else_that_differs():
+    intake = Intake(ignore=["session"])
+    for number in range(3):
+        intake.event(response_time=0.25, metadata={"session": number, "path": "/login"})
+    [before] = intake.collect()
+    assert before["response_time"] == 0.25
+    assert before["metadata"]["session"] == 1
+
+    begun = datetime.now(timezone.utc).replace(microsecond=0)
+    intake.event(response_time=0.5, metadata={"session": 3, "path": "/login"})
+    [record] = intake.rollup.collect()
+    after = json.loads(record.payload)
+
+    assert after["idempotency_key"] == record.id != before["idempotency_key"]
+    assert after["timestamp"] == after["metadata"]["guard.first"] == after["metadata"]["guard.last"]
+    assert SecurityEvent.model_validate(after).timestamp >= begun
+    assert record.accepted_at >= begun.timestamp()
+    assert after["response_time"] is None
+    assert after["metadata"]["path"] == "/login"
+    assert "session" not in after["metadata"]
+    assert count_of(after) == 1
+
+
+def test_a_value_behind_the_end_of_its_series_begins_another():
+    intake = Intake()
+    for _ in range(3):
+        assert intake.metric(endpoint="/", tags={"method": "GET"}) is None
+    assert [count_of(metric) for metric in intake.collect()] == [3]
+
+    for _ in range(2):
+        assert intake.metric(endpoint="/", tags={"method": "GET"}) is None
+    assert [count_of(metric) for metric in intake.collect()] == [2]
+    assert intake.rollup.books == Aggregated(events=0, metrics=5, open=0)
+
+
 def test_a_single_repeat_leaves_as_it_was():
     intake = Intake()
     intake.event(metadata={"n": 1})
@@ -804,8 +839,10 @@ def test_a_repeat_is_counted_before_anything_else_is_done_with_it():
     assert len(seen) == 2
     assert intake.rollup.books.events == 8
     assert [count_of(summary) for summary in intake.collect()] == [8]
-    assert intake.event() is None  # it goes on: the next interval has one that stands for it
-    assert len(seen) == 3
+    # It goes on: what stood for the others says what they have in common with all that follow.
+    assert intake.event() is None
+    assert len(seen) == 2
+    assert [count_of(summary) for summary in intake.collect()] == [1]
 
 
 @pytest.mark.parametrize(
