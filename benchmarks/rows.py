@@ -150,6 +150,7 @@ MEASUREMENTS = (
     Measurement("steady", "steady", 15_000, 7_500, needs="sink", rounds=3),
     # Hundreds of requests for a flush, as when it comes once a second.
     Measurement("app", "app", 3_000, 200, module="web", needs="sink", rounds=3),
+    Measurement("flood", "flooded", 30_000, 2_000, module="web", needs="sink", rounds=3),
     Measurement(
         "memory-event", "memory", 20_000, 5_000, sides=(OURS, PEER, OTEL, LIMITS), rounds=3
     ),
@@ -285,6 +286,8 @@ ROWS = (
     Row("guarded app, blocked: p99, agent on to off", "app", "p99_blocked", "x", at_most(1.2)),
     Row("guarded app, clean: with the agent", "app", "per_second_clean", "requests/s"),
     Row("guarded app, clean: without an agent", "app", "per_second_off_clean", "requests/s"),
+    Row("guarded app, in a flood: CPU of the agent", "flood", "both", "us", ratio(0.25)),
+    Row("the same, in the thread of the app alone", "flood", "here", "us"),
     Row("memory of a buffered event", "memory-event", "bytes", "B", ratio(0.45)),
     Row("memory of a buffered metric", "memory-metric", "bytes", "B", ratio(0.35)),
     Row("outage, 200,000 events offered: CPU of an event", "outage", "cpu", "us", ratio(0.15)),

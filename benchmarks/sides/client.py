@@ -28,9 +28,24 @@ class Client:
         Raises:
             OSError: the server hung up, or answers with another status than is expected.
         """
+        status = self.request(f"/items/{number}", self._user_agent)
+        if status != self._status:
+            raise OSError(f"the answer was {status}, not {self._status}")
+
+    def request(self, path: str, user_agent: str, address: str | None = None) -> int:
+        """
+        Ask for ``path``, as a proxy does for ``address`` if there is one, and read the answer.
+
+        Returns:
+            Its status.
+
+        Raises:
+            OSError: the server hung up.
+        """
+        behind = "" if address is None else f"X-Forwarded-For: {address}\r\n"
         self._socket.sendall(
-            f"GET /items/{number} HTTP/1.1\r\nHost: shop\r\n"
-            f"User-Agent: {self._user_agent}\r\nAccept: */*\r\n\r\n".encode()
+            f"GET {path} HTTP/1.1\r\nHost: shop\r\n"
+            f"User-Agent: {user_agent}\r\n{behind}Accept: */*\r\n\r\n".encode()
         )
         data = b""
         while b"\r\n\r\n" not in data:
@@ -40,9 +55,7 @@ class Client:
         lengths = [int(line[15:]) for line in lines if line.startswith(b"content-length:")]
         while len(body) < sum(lengths):
             body += self._more()
-        status = int(first.split(b" ")[1])
-        if status != self._status:
-            raise OSError(f"the answer was {status}, not {self._status}")
+        return int(first.split(b" ")[1])
 
     def _more(self) -> bytes:
         part = self._socket.recv(65_536)

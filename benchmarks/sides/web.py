@@ -4,19 +4,25 @@ A real fastapi-guard app under uvicorn, asked from loopback: what the agent adds
 Penetration detection is off: it costs a hundred times as much as any agent and would hide it. The
 app is served twice, each in a process of its own: without an agent, and with one that can be turned
 off while the app runs; the client is a third.
+
+In the flood the agent is turned off for every other 50 requests, because longer turns differ by
+more than it costs: by what else happens on the machine. What its own threads do comes on top.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import statistics
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import flood
 from sides.client import Client, crowd
 from sides.common import collector, main, quantile, sink_counts
 
@@ -32,6 +38,11 @@ CLEAN, HOSTILE = "Mozilla/5.0 (X11; Linux x86_64)", "sqlmap/1.8"
 MODES = ("off", "on")
 CONNECTIONS = 4
 TURNS = 10
+FLOOD_TURN = 50
+FLOOD_SOURCES = 1_000
+FLOOD_LIMIT = 30
+TRIMMED = 0.1
+"""Share of the turns in the flood that is left out at either end: another process had the core."""
 
 
 class Nothing:
@@ -68,6 +79,48 @@ class Switch:
         return self.chosen.send_metric(metric)
 
 
+class Turns:
+    """The app, whose agent takes what comes for as many requests as it then does not."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._requests = 0
+        self._seconds: list[float] | None = None
+        """CPU time of this thread at the beginning of each turn."""
+        self._other_seconds = 0.0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._seconds is not None and scope["type"] == "http":
+            if self._requests % FLOOD_TURN == 0:
+                [switch] = Switch.made
+                # on off off on, so that what only grows or shrinks is in both alike
+                is_on = len(self._seconds) % 4 in (0, 3)
+                switch.chosen = switch.agent if is_on else Nothing()
+                self._seconds.append(time.thread_time())
+            self._requests += 1
+        await self._app(scope, receive, send)
+
+    def begin(self) -> None:
+        self._seconds = []
+        self._other_seconds = time.process_time() - time.thread_time()
+
+    def added(self) -> dict[str, float]:
+        """Microseconds that the agent added to a request: in this thread, and in others."""
+        assert self._seconds is not None
+        turns = [after - before for before, after in pairwise(self._seconds)]
+        differences = [
+            (turns[i] - turns[i + 1]) * (1 if i % 4 == 0 else -1)
+            for i in range(0, len(turns) - 1, 2)
+        ]
+        edge = int(len(differences) * TRIMMED)
+        kept = sorted(differences)[edge : len(differences) - edge]
+        others = time.process_time() - time.thread_time() - self._other_seconds
+        return {
+            "here": statistics.mean(kept) / FLOOD_TURN * 1e6,
+            "others": others / (self._requests / 2) * 1e6,
+        }
+
+
 def make_app(mode: str) -> Any:
     from fastapi import FastAPI
     from guard import SecurityConfig, SecurityMiddleware
@@ -76,6 +129,8 @@ def make_app(mode: str) -> Any:
 
     make = guard_agent.guard_agent
     setattr(guard_agent, "guard_agent", lambda config: Switch(make(config)))  # noqa: B010 - by type
+    if mode == "flood":
+        return Turns(flood.guarded_app(collector(), detection=False, limit=FLOOD_LIMIT))
     app = FastAPI()
     config = SecurityConfig(
         enable_agent=mode != "off",
@@ -105,8 +160,9 @@ async def serve(_amount: int, mode: str) -> None:
     """Serve until the input ends; the port is the first line printed."""
     import uvicorn
 
+    served = make_app(mode)
     config = uvicorn.Config(
-        make_app(mode),
+        served,
         host="127.0.0.1",
         port=0,
         log_config=None,
@@ -114,6 +170,7 @@ async def serve(_amount: int, mode: str) -> None:
         loop="asyncio",
         http="h11",
         lifespan="off",
+        proxy_headers=False,
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
@@ -125,6 +182,11 @@ async def serve(_amount: int, mode: str) -> None:
         [switch] = Switch.made
         if word == "flush":
             await switch.agent.flush_buffer()
+        elif word == "begin":
+            served.begin()
+        elif word == "added":
+            print(json.dumps(served.added()), flush=True)
+            continue
         else:
             switch.chosen = nothing if word == "nothing" else switch.agent
         print(time.process_time(), flush=True)
@@ -151,11 +213,19 @@ class Served:
         Returns:
             Seconds of CPU time of all its threads, until that is done.
         """
+        return float(self._ask(word))
+
+    def added(self) -> dict[str, float]:
+        """What the agent added since it was told to "begin"; see `Turns.added`."""
+        figures: dict[str, float] = json.loads(self._ask("added"))
+        return figures
+
+    def _ask(self, word: str) -> str:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{word}\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        return self._process.stdout.readline()
 
     def close(self) -> None:
         self._process.kill()
@@ -219,5 +289,27 @@ def app(amount: int, **_: Any) -> dict[str, float]:
     return result
 
 
+def flooded(amount: int, **_: Any) -> dict[str, float]:
+    """Microseconds of CPU time that the agent adds to a hostile request: here, others and both."""
+    served = Served("flood")
+    try:
+        client = Client(served.port, CLEAN, 200)
+        client.ask(0)  # with which the app makes its agent
+        served.tell("begin")
+        for number in range(amount):
+            # Both turns of a pair ask for the same.
+            turn, place = divmod(number, FLOOD_TURN)
+            wanted = turn // 2 * FLOOD_TURN + place
+            path, address, user_agent = flood.hostile(wanted, FLOOD_SOURCES)
+            client.request(path, user_agent, address)
+        figures = served.added()
+        client.close()
+    finally:
+        served.close()
+    if not sink_counts()["received"]:
+        raise SystemExit("the agent sent nothing")
+    return {**figures, "both": sum(figures.values())}
+
+
 if __name__ == "__main__":
-    main({"app": app, "serve": serve})
+    main({"app": app, "flooded": flooded, "serve": serve})
