@@ -124,6 +124,7 @@ _IDENTITY = (
 )
 _TEXT = frozenset({str})
 _NUMBERS = frozenset({float, int})
+_FLAT = frozenset({str, type(None), int, float, bool})
 # Refuses what is not of a plain type, and so calls nothing that is not ours.
 _PLAIN_ONLY = (
     orjson.OPT_PASSTHROUGH_DATACLASS
@@ -323,6 +324,8 @@ class Rollup(Aggregator):
                 type(address) is not str
                 or hash(address) not in repeating
                 or len(values) != _FIELDS
+                # Where there is more, there is mostly something to redact.
+                or not _FLAT.issuperset(map(type, metadata.values()))
                 or (key := identify(values, metadata, as_made=True)) is None
             ):
                 return False

@@ -59,7 +59,7 @@ class Glance:
         model = SecurityEvent if kind == "event" else SecurityMetric
         usable = self._learn_names(tuple(model.model_fields)) == ()
         compiled = self._look_at_events() if kind == "event" else self._look_at_metrics()
-        self.copy: GlanceFunction = compiled if usable else pass_on
+        self.copy: GlanceFunction = compiled if usable else _pass_on
         """
         Given the ``__dict__`` of a model without extra fields: the fields as all enrichers leave
         them, or None when that takes more than a glance. The timestamp stays a plain datetime and
@@ -269,6 +269,6 @@ class Glance:
         return True
 
 
-def pass_on(values: dict[str, Any]) -> Fields | None:  # noqa: ARG001 - it is not looked at
+def _pass_on(values: dict[str, Any]) -> Fields | None:  # noqa: ARG001 - it is not looked at
     """For kinds of which the rules say too little."""
     return None
