@@ -134,7 +134,7 @@ def test_a_wrong_configuration_ends_with_78(run, configure, command):
 
 
 def test_progress_is_shown_on_a_terminal_only(run, waiting, tmp_path):
-    pty = pytest.importorskip("pty", reason="terminals of POSIX")
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
     waiting()
     program = Path(sys.executable).with_name("guard-agent")
     command = [program, "store", "export", "--output", tmp_path / "out"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 
@@ -402,7 +401,7 @@ def test_the_class_of_an_event_type_can_be_set(merging):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="warns of threads at a fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")  # Python 3.12
 def test_p03_a_child_takes_nothing_of_what_its_parent_merged(merging):
     agent = merging()
     send(agent, events=5)

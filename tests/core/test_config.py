@@ -286,7 +286,7 @@ def test_the_state_directory_can_be_chosen(monkeypatch, tmp_path):
     assert state_directory() == tmp_path
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the rules of this platform")
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other folders")
 def test_the_state_directory_follows_the_platform(monkeypatch, tmp_path):
     monkeypatch.delenv("GUARD_AGENT_STATE_DIR", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
@@ -298,7 +298,7 @@ def test_the_state_directory_follows_the_platform(monkeypatch, tmp_path):
     assert state_directory() == tmp_path / ".local" / "state" / "guard-agent"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the rules of this platform")
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other folders")
 def test_a_missing_home_raises_nothing(monkeypatch):
     for name in ("GUARD_AGENT_STATE_DIR", "XDG_STATE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -683,7 +683,7 @@ async def test_l05_the_process_ends_when_nobody_waits(tmp_path):
 def children_of(parent):
     """Ids of the processes that judge patterns for ``parent``."""
     if not Path("/proc/self/task").exists():
-        pytest.skip("needs /proc")
+        pytest.skip("no /proc here, which names the child processes")
     found = set()
     for task in Path(f"/proc/{parent}/task").iterdir():
         for child in (task / "children").read_text().split():

@@ -663,7 +663,7 @@ def pipe(path):
     os.mkfifo(path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
 @pytest.mark.parametrize("prepare", [open_folder, open_file, link, pipe])
 async def test_s03_rules_that_others_can_have_written_are_not_restored(tmp_path, prepare, caplog):
     path = tmp_path / "state" / "rules.json"
@@ -678,7 +678,7 @@ async def test_s03_rules_that_others_can_have_written_are_not_restored(tmp_path,
     assert len(said) == (prepare in (open_folder, open_file))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
 async def test_rules_are_restored_from_a_folder_where_others_may_only_add_files(tmp_path):
     path = tmp_path / "state" / "rules.json"
     await Bench(rule_set(), cache=path).refresh()

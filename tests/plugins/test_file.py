@@ -123,7 +123,7 @@ async def test_a_folder_is_named(json_path):
     assert result == Retry(f"cannot read the rule file {json_path}: Is a directory")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX file semantics")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
 async def test_a_pipe_is_refused_without_waiting_for_a_writer(json_path):
     os.mkfifo(json_path)
 

@@ -15,7 +15,7 @@ from guard_agent import Accepted, Batch, Priority, Record, Retry
 from guard_agent.plugins.jsonl import JsonlSettings, JsonlTransport
 from guard_agent.testing.records import make_context, make_record
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX file semantics")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs links, modes and locks of POSIX")
 
 
 def transport(path, **options):

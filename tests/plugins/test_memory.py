@@ -76,7 +76,9 @@ print(used() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what a process uses")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="there is no /proc to measure with"
+)
 @pytest.mark.parametrize("size", [40, 400, 4000])
 @pytest.mark.parametrize("destinations", [1, 3])
 def test_a_full_store_takes_its_bound_and_16_mib_at_most(size, destinations):

@@ -9,7 +9,7 @@ import pytest
 
 SWEEP = Path(__file__).with_name("kill_sweep.py")
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills what it forks")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it forks, which Windows cannot")
 
 BROKEN = """
 import asyncio

@@ -343,7 +343,9 @@ def hostile(collector, tmp_path):
     return hostile
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="there is no /proc to measure with"
+)
 @pytest.mark.parametrize("fault", ["bomb", "huge", "endless"])
 def test_c19_a_hostile_collector_costs_an_agent_little_memory(collector, hostile, fault):
     """
@@ -355,7 +357,9 @@ def test_c19_a_hostile_collector_costs_an_agent_little_memory(collector, hostile
     assert used <= 4 * 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="there is no /proc to measure with"
+)
 @pytest.mark.parametrize("fault", ["bomb", "huge", "endless"])
 def test_c19_hostile_rules_cost_an_agent_what_rules_may_have(collector, hostile, fault):
     """Of rules 8 MiB are read, and are in memory twice for a moment."""

@@ -249,7 +249,9 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="there is no /proc to measure with"
+)
 @pytest.mark.parametrize("framing", ["Content-Length: 104857600", "Transfer-Encoding: chunked"])
 async def test_c19_a_huge_answer_costs_little_memory(serve, kit, framing):
     """
