@@ -316,7 +316,8 @@ class Worker:
         loop = self._loop
         assert loop is not None  # noqa: S101 - `start` made it
         mark().agent = True
-        asyncio.set_event_loop(loop)
+        # Not `asyncio.set_event_loop`, which nothing here needs: it takes a lock of the module, and
+        # a process that another thread forks in that moment could never take it again.
         try:
             loop.run_until_complete(self._main())
         except BaseException:
@@ -326,7 +327,6 @@ class Worker:
                 if left := asyncio.all_tasks(loop):
                     loop.run_until_complete(self._end(list(left)))
                 loop.run_until_complete(loop.shutdown_asyncgens())
-                asyncio.set_event_loop(None)
                 loop.close()
             except BaseException:
                 logger.exception("the agent's event loop did not close")
