@@ -316,9 +316,9 @@ class Rollup(Aggregator):
                 metadata = values["metadata"]
             except KeyError:  # a model that is not whole
                 return False
-            if type(event_type) is not str or type(metadata) is not dict or COUNT in metadata:
+            if type(event_type) is not str or type(metadata) is not dict:
                 return False
-            if event_type in sampled:
+            if event_type in sampled and COUNT not in metadata:
                 key: object = event_type
             elif (
                 type(address) is not str
@@ -682,6 +682,8 @@ class Rollup(Aggregator):
         now = time.time()
         keys = list(self._groups)
         for start in range(0, len(keys), _SLICE):
+            if start:  # the application may be waiting for the interpreter
+                time.sleep(_BREATH)
             with self._lock:
                 for key in keys[start : start + _SLICE]:
                     group = self._groups.get(key, now)
@@ -693,8 +695,6 @@ class Rollup(Aggregator):
                         continue
                     if not 0 <= now - last < self.settings.interval:
                         self._groups.pop(key, None)
-            # The application may be waiting for the interpreter.
-            time.sleep(_BREATH)
 
     def _close_group(self, group: _Group) -> Record:
         """The record that stands for what was counted, which begins anew. Under the lock."""
