@@ -253,6 +253,7 @@ def test_work_is_cancelled_when_the_agent_has_not_begun_or_has_ended(make_agent)
     with pytest.raises((CancelledError, asyncio.CancelledError)):
         waiting.result(20)
     assert worker.submit(lambda: asyncio.sleep(0)).cancelled()
+    worker._thread.join(20)  # it says that it has ended before it has
     assert not worker.running
 
 
