@@ -178,6 +178,22 @@ def test_p03_a_child_works_and_copies_nothing_of_its_parent(run, collector):
     assert collector.duplicates == []
 
 
+def test_p03_a_child_needs_no_lock_of_asyncio_that_was_held_at_the_fork(run, collector):
+    """As by a thread that was just making its event loop: nobody can release it in the child."""
+    run("""
+        import asyncio.events
+        with asyncio.events._lock:
+            child = os.fork()
+            if child == 0:
+                agent.send_event(event("child"))
+                agent.stop()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+    """)
+
+    assert reasons(collector) == ["child"]
+
+
 def test_p03_an_agent_that_never_started_in_the_parent_starts_in_the_child(run, collector):
     """As with a server that loads the app before it forks its workers."""
     run("""
