@@ -76,13 +76,13 @@ class GuardAgentHandler:
             BufferFullError: only with ``buffer_overflow_policy="raise"``.
         """
         agent = self._agent
-        refused = None if agent.counters["event"](event) else agent.take("event", event)
+        refused = None if agent.absorbers["event"](event) else agent.take("event", event)
         return _DONE if refused is None else agent.await_room(refused)
 
     def send_metric(self, metric: Any) -> Coroutine[Any, Any, None]:
         """Take a metric; as `send_event`."""
         agent = self._agent
-        refused = None if agent.counters["metric"](metric) else agent.take("metric", metric)
+        refused = None if agent.absorbers["metric"](metric) else agent.take("metric", metric)
         return _DONE if refused is None else agent.await_room(refused)
 
     async def start(self) -> None:
@@ -203,14 +203,14 @@ class SyncGuardAgentHandler:
         never in a thread in which an event loop runs: there the record is dropped and counted.
         """
         agent = self._agent
-        refused = None if agent.counters["event"](event) else agent.take("event", event)
+        refused = None if agent.absorbers["event"](event) else agent.take("event", event)
         if refused is not None:
             agent.block_until_room(refused, wait=not _loop_runs_here())
 
     def send_metric(self, metric: Any) -> None:
         """Take a metric; as `send_event`."""
         agent = self._agent
-        refused = None if agent.counters["metric"](metric) else agent.take("metric", metric)
+        refused = None if agent.absorbers["metric"](metric) else agent.take("metric", metric)
         if refused is not None:
             agent.block_until_room(refused, wait=not _loop_runs_here())
 

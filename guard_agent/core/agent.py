@@ -31,7 +31,7 @@ from guard_agent.core.delivery.worker import COMMIT_INTERVAL, Worker
 from guard_agent.core.errors import BufferFullError, GuardAgentError
 from guard_agent.core.host_redis import HostRedis
 from guard_agent.core.intake.leftovers import Leftovers
-from guard_agent.core.intake.pipeline import Pipeline, count_nothing
+from guard_agent.core.intake.pipeline import Pipeline, absorb_nothing
 from guard_agent.core.intake.priority import EventPriorities
 from guard_agent.core.intake.ring import Ring
 from guard_agent.core.interfaces import Aggregated, DestinationDepth, DropReason, Level, Record
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from guard_agent.core.assembly.plan import Plan
     from guard_agent.core.config import AgentConfig
-    from guard_agent.core.intake.pipeline import CountFunction
+    from guard_agent.core.intake.pipeline import Absorber
     from guard_agent.core.interfaces import Aggregator, Kind
     from guard_agent.core.ledger import Balance
     from guard_agent.core.models import DynamicRules
@@ -61,7 +61,7 @@ _CALL_MARGIN = 1.25
 """A call into a plugin may take this much of ``timeout``, which a plugin keeps by itself."""
 _STORE_LIMIT = 10.0
 _START_RETRY = 1.0
-_NO_COUNTERS: Mapping[Kind, CountFunction] = {"event": count_nothing, "metric": count_nothing}
+_NO_ABSORBERS: Mapping[Kind, Absorber] = {"event": absorb_nothing, "metric": absorb_nothing}
 
 
 class _Run:
@@ -86,9 +86,9 @@ class _Run:
         )
         self.takers = self.pipeline.takers
         is_on = {"event": config.enable_events, "metric": config.enable_metrics}
-        self.counters = {
-            kind: counter if is_on[kind] else count_nothing
-            for kind, counter in self.pipeline.counters.items()
+        self.absorbers = {
+            kind: absorber if is_on[kind] else absorb_nothing
+            for kind, absorber in self.pipeline.absorbers.items()
         }
         self.ring = Ring(
             self.ledger,
@@ -378,7 +378,7 @@ class Agent:
         self._run: _Run | None = None
         self._host: HostRedis | None = None
         self._diverted: tuple[Plan, _Run | None] | None = None
-        self.counters = _NO_COUNTERS
+        self.absorbers = _NO_ABSORBERS
         """
         Of each kind the function to ask before `take`: whether it has counted the record, with
         which there is nothing else to do. That is so for most records in a flood, where each
@@ -403,7 +403,8 @@ class Agent:
         Raises:
             BufferFullError: there is no room and the policy is ``raise``.
         """
-        return None if self.counters[kind](source) else self.take(kind, source)
+        # The faces of the agent do the same without this call, which each record would pay for.
+        return None if self.absorbers[kind](source) else self.take(kind, source)
 
     def take(self, kind: Kind, source: Any) -> Record | None:  # noqa: PLR0911 - one line a case
         """`record` for what was not only to be counted."""
@@ -422,8 +423,8 @@ class Agent:
             # of the interpreter would be torn out of it, which aborts the process.
             run.ring.drop(DropReason.STOPPED, kind)
             return None
-        if self.counters is not run.counters and run.started:
-            self.counters = run.counters
+        if self.absorbers is not run.absorbers and run.started:
+            self.absorbers = run.absorbers
         record = run.takers[kind](source)
         if type(record) is not Record:
             run.took_nothing(record, kind)  # type: ignore[arg-type]  # the type of a tuple is known
@@ -739,7 +740,7 @@ class Agent:
         if self._run is not None:
             _inherited.append(self._run)
         self._run = None
-        self.counters = _NO_COUNTERS
+        self.absorbers = _NO_ABSORBERS
         if self._host is not None:  # whose event loop does not run here
             self._host = HostRedis(self._host.handler, None)
         self._building = False

@@ -304,7 +304,7 @@ def test_what_is_counted_at_first_sight_is_counted_by_the_run_that_is_on(merging
     agent = merging()
     for turn in range(2):
         send(agent, events=5)
-        assert agent.counters is agent._current().counters
+        assert agent.absorbers is agent._current().absorbers
         agent.stop(30).result(PATIENCE)
         send(agent, events=2)
 
@@ -318,7 +318,7 @@ def test_nothing_is_counted_at_first_sight_of_a_kind_that_is_off(merging):
     agent = merging(enable_events=False)
     send(agent, events=5, metrics=5)
 
-    assert agent.counters is agent._current().counters
+    assert agent.absorbers is agent._current().absorbers
     agent.stop(30).result(PATIENCE)
     assert [count_of(record) for record in delivered(agent)] == [5]
     assert books_of(agent).accepted == 5

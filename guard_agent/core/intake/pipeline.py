@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from guard_agent.core.reentry import Mark
 
     _Bound = tuple[Enricher, EnrichFunction]
-    CountFunction = Callable[[Any], bool]
+    Absorber = Callable[[Any], bool]
     TakeFunction = Callable[[Any], Record | DropReason | None]
 
 logger = logging.getLogger("guard_agent.pipeline")
@@ -154,23 +154,23 @@ class Pipeline:
         self.takers: Mapping[Kind, TakeFunction] = {
             kind: self._compile_taker(kind, bound[kind], aggregator) for kind in _MODELS
         }
-        """Of each kind the function that does what `take` does, but for what `counters` do."""
-        self.counters: Mapping[Kind, CountFunction] = {
-            kind: self._compile_counter(kind, aggregator) for kind in _MODELS
+        """Of each kind the function that does what `take` does, but for what `absorbers` do."""
+        self.absorbers: Mapping[Kind, Absorber] = {
+            kind: self._compile_absorber(kind, aggregator) for kind in _MODELS
         }
         """Of each kind the function to ask first: whether there is nothing to do but to count."""
 
     def take(self, kind: Kind, source: Any) -> Record | DropReason | None:
         """Make the record of ``source``, or say why there is none; None when it was absorbed."""
-        return None if self.counters[kind](source) else self.takers[kind](source)
+        return None if self.absorbers[kind](source) else self.takers[kind](source)
 
-    def _compile_counter(self, kind: Kind, aggregator: Aggregator | None) -> CountFunction:
+    def _compile_absorber(self, kind: Kind, aggregator: Aggregator | None) -> Absorber:
         absorb = None if aggregator is None else aggregator.bind_early(kind)
         if absorb is None:
-            return count_nothing
+            return absorb_nothing
         model, inside = _MODELS[kind], self._inside
 
-        def count(source: Any) -> bool:
+        def absorb_source(source: Any) -> bool:
             # A model that is not whole may have no extra fields, nor a place for them.
             if (
                 type(source) is not model
@@ -189,7 +189,7 @@ class Pipeline:
             finally:
                 inside.agent = False
 
-        return count
+        return absorb_source
 
     def _compile_taker(
         self, kind: Kind, bound: Sequence[_Bound], aggregator: Aggregator | None
@@ -342,8 +342,8 @@ class Pipeline:
         return fields
 
 
-def count_nothing(source: Any) -> bool:  # noqa: ARG001 - a counter like any other
-    """For what is never only counted."""
+def absorb_nothing(source: Any) -> bool:  # noqa: ARG001 - an absorber like any other
+    """For kinds of which nothing is only counted."""
     return False
 
 
