@@ -563,18 +563,16 @@ class Rollup(Aggregator):
             or COUNT in tags
         ):
             return None
-        items = tuple(tags.items())  # at once: another thread may change it
-        for tag, text in items:
-            if type(tag) is not str or type(text) is not str:
-                return None
+        tags = tags.copy()  # at once: another thread may change it
+        if not _TEXT.issuperset(map(type, (*tags, *tags.values()))):
+            return None
         is_crowded = False
         if named := endpoint or tags.get("endpoint"):
             place, is_crowded = self._place(named)
-            if place is not named:
-                endpoint = place if endpoint else endpoint
-                moved = dict(items) | {"endpoint": place}
-                items = tuple(moved.items()) if "endpoint" in tags else items
-        known = self._series.get(hash((metric_type, endpoint, *items)))
+            endpoint = place if endpoint else endpoint
+            if "endpoint" in tags:
+                tags["endpoint"] = place
+        known = self._series.get(_identify_metric(metric_type, endpoint, tags))
         if known is not None:
             if is_crowded:
                 self._others += 1
