@@ -305,7 +305,6 @@ def test_l05_what_a_class_of_characters_matches_is_never_less(pattern):
     assert folded - matched(pattern, re.IGNORECASE) <= SEVERAL_CASES | set(BEYOND)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="one of these has no state in 3.10")
 def test_l05_a_letter_and_a_sign_that_is_a_case_of_it_are_the_same():
     """
     Of the letter k there is one beyond the first 256 characters, the sign of Kelvin.

@@ -27,7 +27,9 @@ LONG = 60.0
 ONE = ("one",)
 TWO = ("one", "two")
 
-posix_only = pytest.mark.skipif(sys.platform == "win32", reason="modes, owners and forks of POSIX")
+posix_only = pytest.mark.skipif(
+    sys.platform == "win32", reason="needs modes, owners, forks of POSIX"
+)
 
 
 class TestDiskStoreContract(BufferStoreContract):
@@ -1076,7 +1078,7 @@ main()
 
 
 @posix_only
-@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="/proc/locks shows the locks")
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="there is no /proc/locks to look at")
 def test_the_store_of_a_forked_child_has_locks_of_its_own(folder):
     """
     SQLite remembers in memory which files it has locked. A child inherits the memory without the
@@ -1172,7 +1174,7 @@ for ours in children:
     assert integrity(make_store(folder).path) == [("ok",)]
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace makes the system calls fail")
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to fail system calls")
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 @pytest.mark.parametrize(
     ("call", "when"), [("pwrite64", "60..4000+60"), ("fdatasync", "20..400+20")]
@@ -1227,7 +1229,7 @@ asyncio.run(main())
 )
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace kills at a system call")
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to kill at a call")
 @pytest.mark.parametrize("call", ["pwrite64", "fdatasync", "ftruncate"])
 async def test_p01_a_kill_while_the_file_is_made_smaller_loses_nothing(folder, call):
     """

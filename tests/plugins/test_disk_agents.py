@@ -26,7 +26,9 @@ BUSY = Answer(status=503, headers={"Retry-After": "1"})
 AWAY = "is not available, records wait in memory"
 BACK = "the store disk works again"
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits, modes, forks of POSIX")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="needs limits, modes, forks of POSIX"
+)
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def integrity(folder):
         return connection.execute("PRAGMA integrity_check").fetchall()
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace makes the system calls fail")
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to fail system calls")
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 @pytest.mark.parametrize(("call", "when"), [("pwrite64", "60..64"), ("fdatasync", "12..16")])
 def test_s01_a_disk_that_fails_for_a_while_costs_durability_only(folder, call, when, error):

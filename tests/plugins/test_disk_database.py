@@ -25,7 +25,9 @@ from guard_agent.testing.records import make_context, make_record, make_records
 BIG = 1 << 30
 PATIENCE = 30.0
 
-posix_only = pytest.mark.skipif(sys.platform == "win32", reason="modes, owners and forks of POSIX")
+posix_only = pytest.mark.skipif(
+    sys.platform == "win32", reason="needs modes, owners, forks of POSIX"
+)
 
 
 @pytest.fixture

@@ -28,7 +28,9 @@ from guard_agent.plugins.disk.owners import NOBODY, Owner
 
 PATIENCE = 30.0
 
-posix_only = pytest.mark.skipif(sys.platform == "win32", reason="modes, owners and locks of POSIX")
+posix_only = pytest.mark.skipif(
+    sys.platform == "win32", reason="needs modes, owners, locks of POSIX"
+)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from guard_agent.testing.redis_server import require_server
 SWEEP = Path(__file__).with_name("agent_sweep.py")
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="ends processes with signals"),
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
     pytest.mark.timeout(170),
     pytest.mark.parametrize("store", ["disk", "redis"]),
 ]
